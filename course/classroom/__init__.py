@@ -1,0 +1,85 @@
+"""The classroom: what a notebook imports to check an exercise and to go on without it.
+
+    from course.classroom import begin, check, use
+
+    check("schedule.add_noise", add_noise)                    # prints a report; worth its points
+    add_noise = use("schedule.add_noise", add_noise)          # yours if it passes, the course's part if not
+
+Importing this module loads neither torch nor any check.
+"""
+
+import os
+import random
+from types import SimpleNamespace
+
+from course import __version__
+from course.errors import UsageError
+
+__all__ = ["begin", "check", "use"]
+
+PROFILES = ("quick", "cpu", "gpu")
+
+
+def check(id: str, obj):
+    """Check `obj` as the answer to exercise `id`, print one line per property, and return the `checks.Result`.
+
+    Under COURSE_GRADING=1 an answer that falls short raises `checks.CheckFailed`; otherwise the notebook goes on.
+    Raises UsageError for an unknown id.
+    """
+    from course.classroom import checks
+
+    result = checks.find(id).run(obj)
+    checks.report(result)
+    if not result.passed and os.environ.get("COURSE_GRADING") == "1":
+        raise checks.CheckFailed(checks.text(result))
+    return result
+
+
+def use(id: str, obj):
+    """`obj` if it passes the check of exercise `id`; otherwise the course's own part, with a banner that says so."""
+    from course.classroom import checks
+
+    exercise = checks.find(id)
+    if exercise.run(obj).passed:
+        return obj
+    _banner(f"Exercise {id} is not solved yet: from here on this notebook uses the course's own part instead.")
+    return exercise.reference
+
+
+def begin(needs: str, seed: int = 0) -> SimpleNamespace:
+    """Start a chapter: check the version, choose the device, seed torch. Returns .profile, .device and .seed.
+
+    Args:
+        needs: the version of `course` the notebook was written for, "major.minor".
+        seed: of Python's and torch's random numbers.
+
+    COURSE_PROFILE says how much a chapter computes: quick (20 seconds), cpu (10 minutes at most; the default) or gpu.
+    """
+    import torch
+
+    if __version__.split(".")[:2] != needs.split("."):
+        raise UsageError(f"this notebook was written for course {needs}, but course {__version__} is installed: "
+                         "take the notebook and the package from the same release")
+    profile = os.environ.get("COURSE_PROFILE", "cpu")
+    if profile not in PROFILES:
+        raise UsageError(f"COURSE_PROFILE must be one of {', '.join(PROFILES)}, got {profile!r}")
+    device = "cpu"
+    if profile == "gpu":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    random.seed(seed)
+    torch.manual_seed(seed)
+    print(f"course {__version__} · profile {profile} · device {device} · seed {seed}")
+    return SimpleNamespace(profile=profile, device=device, seed=seed)
+
+
+def _banner(text: str) -> None:
+    try:
+        from IPython import get_ipython
+        from IPython.display import HTML, display
+    except ImportError:
+        return print(f"*** {text} ***")
+    if get_ipython() is None:
+        return print(f"*** {text} ***")
+    # inline colours, so that the box is legible on light and on dark pages
+    display(HTML('<div style="border-left:6px solid #E69F00;background:#FFF4DC;color:#3B2A00;padding:8px 12px">'
+                 f"{text}</div>"))

@@ -1,0 +1,153 @@
+"""The `course` command. Exit codes: 0 all is well, 1 a finding, 2 misuse or something to mend, 130 Ctrl-C.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from course import __version__
+from course.errors import CourseError, UsageError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="Latent Diffusion, from scratch: train, sample, look, learn.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON, and nothing else.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
+
+
+@app.command()
+def demo(minutes: Annotated[float, typer.Option(help="Minutes of training for each of the two models.")] = 8.0,
+         out: Annotated[Path, typer.Option(help="Run folder; the same command goes on where it was stopped.")] = Path("runs/demo"),
+         prompts: Annotated[int, typer.Option(help="How many prompts both models are tested with.")] = 256,
+         seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """Train a latent and a pixel diffusion model for the same minutes on drawn pictures, and compare them."""
+    from course import demo as demonstration
+    from course.device import choose
+    if prompts < 8:
+        raise UsageError(f"prompts must be at least 8, got {prompts}")
+    recipe = demonstration.Recipe(minutes=minutes, prompts=prompts, seed=seed)
+    metrics = demonstration.run(out, recipe, choose(device), quiet=as_json)
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    demonstration.print_summary(metrics, out)
+
+
+@app.command()
+def sample(prompt: Annotated[str, typer.Argument(help='What to draw: "a large green ring on a pink background".')],
+           out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sample.png"),
+           model: Annotated[str, typer.Option(help="Run or pipeline folder.")] = "runs/demo",
+           negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
+           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+           guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; default: the model's.")] = None,
+           sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+           count: Annotated[int, typer.Option(help="Pictures, side by side, with seeds seed, seed + 1, ...")] = 1,
+           seed: int = 0, size: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
+           device: Device = "auto", as_json: Json = False) -> None:
+    """Draw a picture from words with a trained model."""
+    from course.data import oracle
+    from course.device import choose
+    from course.pipeline import StableDiffusion
+    if not prompt.strip():
+        raise UsageError("the prompt is empty")
+    if not 1 <= count <= 64:
+        raise UsageError(f"count must lie in 1 ... 64, got {count}")
+    if out.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise UsageError(f"--out must end in .png, .jpg or .webp, got {out}")
+    pipe = StableDiffusion.load(model, choose(device))
+    x0 = pipe.latents([prompt] * count, negative_prompt, steps, guidance, seed, size, size, sampler)
+    images = pipe.decode(x0).cpu()
+    save_strip(images, out)
+    words = [describe(reading) for reading in oracle.read(images)]
+    if as_json:
+        print(json.dumps({"out": str(out), "prompt": prompt, "seed": seed, "oracle": words}))
+    else:
+        print(f"{out}   the oracle reads: {'; '.join(words)}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has for the course, what is missing, and the command that mends it."""
+    from course import doctor as examination
+    findings = examination.examine()
+    if as_json:
+        print(examination.to_json(findings))
+    else:
+        examination.render(findings)
+    if any(f.status == "missing" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter numbers or names; default: all.")] = None,
+            check: Annotated[bool, typer.Option("--check", help="Only say whether the notebooks are in step.")] = False) -> None:
+    """Build the solution and the student notebook of each chapter from its percent script."""
+    from course.classroom import release as building
+    known = building.chapters()
+    wanted = [p for p in known if not chapters or any(p.stem == c or p.stem.split("_")[0] == c.zfill(2) for c in chapters)]
+    if not wanted:
+        raise UsageError(f"no chapter {', '.join(chapters or [])}; there are {', '.join(p.stem for p in known) or 'none'}")
+    differences = []
+    for path in wanted:
+        if check:
+            differences += building.check_in_step(path)
+        else:
+            building.build(path)
+            print(f"built {path.stem}")
+    for line in differences:
+        print(line)
+    if differences:
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if show:
+        print(__version__)
+        raise typer.Exit()
+
+
+def save_strip(images, path: Path) -> None:
+    """Write pictures (B,3,H,W) in [-1,1] side by side, small ones enlarged by a whole number; atomically."""
+    import io
+
+    from PIL import Image
+
+    from course import files
+    from course.pipeline import to_pil
+    pictures = to_pil(images)
+    side = pictures[0].width
+    zoom = max(1, 256 // side)
+    strip = Image.new("RGB", (len(pictures) * (side * zoom + 4) - 4, side * zoom), "white")
+    for i, picture in enumerate(pictures):
+        strip.paste(picture.resize((side * zoom, side * zoom), Image.NEAREST), (i * (side * zoom + 4), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, format={".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[path.suffix.lower()])
+    files.write_bytes(path, buffer.getvalue())
+
+
+def describe(reading) -> str:
+    """A reading in words; an abstention is a question mark."""
+    things = [" ".join(word or "?" for word in (o.size, o.color, o.shape)) + f" ({o.position})" for o in reading.objects]
+    return f"{' and '.join(things) or 'nothing'} on {reading.background or '?'}"
+
+
+def main() -> None:
+    """Run the command; every CourseError becomes one line and exit code 2."""
+    try:
+        app()
+    except CourseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; all is kept: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:                                    # `course doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

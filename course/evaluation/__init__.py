@@ -1,0 +1,1 @@
+"""Measuring: what a model costs, what its pictures show, and the page that says so."""

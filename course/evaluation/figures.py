@@ -1,0 +1,92 @@
+"""The demo's pictures: samples side by side, one picture's way out of the noise, and the loss curves."""
+
+import textwrap
+from pathlib import Path
+
+from torch import Tensor
+
+# Okabe & Ito 2008: told apart by every kind of eye
+LATENT, PIXEL, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#999999"
+
+
+def _plt():
+    """Matplotlib without a screen; imported late, it takes a second."""
+    import matplotlib
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+    plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False,
+                         "axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK})
+    return plt
+
+
+def _show(axis, image: Tensor, color: str | None = None) -> None:
+    """One picture (3,H,W) in [-1,1], framed."""
+    axis.imshow(((image.clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    axis.set_xticks([]), axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(True), spine.set_color(color or FAINT), spine.set_linewidth(1)
+
+
+def samples(path: Path, prompts: list[str], rows: dict[str, tuple[Tensor, list[bool]]], columns: int = 8) -> None:
+    """Rows of pictures over their prompts; a tick or a cross says what the oracle made of each.
+
+    rows: title -> (images (B,3,H,W), all attributes right?)
+    """
+    plt = _plt()
+    colors = {"latent": LATENT, "pixel": PIXEL}
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.45 * columns + 0.6, 1.75 * len(rows) + 0.75), squeeze=False)
+    for row, (title, (images, right)) in enumerate(rows.items()):
+        color = next((c for key, c in colors.items() if key in title), INK)
+        for column in range(columns):
+            axis = axes[row][column]
+            _show(axis, images[column])
+            axis.text(0.5, -0.04, "✓" if right[column] else "✗", transform=axis.transAxes, ha="center", va="top",
+                      fontsize=11, color="#007A5E" if right[column] else "#B03A2E", fontweight="bold")
+        axes[row][0].set_ylabel(title, fontsize=11, color=color, fontweight="bold")
+    for column, prompt in enumerate(prompts[:columns]):
+        axes[-1][column].text(0.5, -0.24, textwrap.fill(prompt, 21), transform=axes[-1][column].transAxes, ha="center",
+                              va="top", fontsize=8)
+    figure.subplots_adjust(left=0.045, right=0.995, top=0.99, bottom=0.30 / len(rows) + 0.02, wspace=0.08, hspace=0.17)
+    _write(plt, figure, path)
+
+
+def trajectory(path: Path, prompt: str, rows: dict[str, list[tuple[float, Tensor]]]) -> None:
+    """How a picture comes out of the noise: title -> [(t, picture (3,H,W)), ...]."""
+    plt = _plt()
+    columns = max(len(steps) for steps in rows.values())
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.2 * columns + 0.8, 1.42 * len(rows) + 0.45), squeeze=False)
+    for row, (title, steps) in enumerate(rows.items()):
+        for axis, (t, image) in zip(axes[row], steps, strict=True):
+            _show(axis, image)
+            axis.set_title(f"t = {t:.0f}" if t >= 0 else "result", fontsize=8.5, pad=3)
+        axes[row][0].set_ylabel(title, fontsize=9)
+    figure.suptitle(f"“{prompt}”", fontsize=10.5, y=0.995)
+    figure.subplots_adjust(left=0.06, right=0.995, top=0.86, bottom=0.02, wspace=0.06, hspace=0.30)
+    _write(plt, figure, path)
+
+
+def curves(path: Path, runs: dict[str, list[list[float]]]) -> None:
+    """Loss against minutes, smoothed: title -> [[step, images, seconds, loss, lr], ...]."""
+    plt = _plt()
+    figure, axes = plt.subplots(1, len(runs), figsize=(3.5 * len(runs), 2.6), squeeze=False)
+    for axis, (title, curve) in zip(axes[0], runs.items(), strict=True):
+        minutes, losses = [c[2] / 60 for c in curve], [c[3] for c in curve]
+        smooth, value = [], losses[0] if losses else 0.0
+        for loss in losses:
+            value = 0.95 * value + 0.05 * loss
+            smooth.append(value)
+        color = PIXEL if "pixel" in title else LATENT
+        axis.plot(minutes, losses, color=color, alpha=0.22, linewidth=0.8)
+        axis.plot(minutes, smooth, color=color, linewidth=1.8)
+        axis.set_yscale("log"), axis.set_xlabel("minutes of training"), axis.set_title(title, fontsize=10.5)
+        axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%.3g"))
+        axis.yaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
+    axes[0][0].set_ylabel("loss")
+    figure.tight_layout()
+    _write(plt, figure, path)
+
+
+def _write(plt, figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, facecolor="white")
+    plt.close(figure)

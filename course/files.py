@@ -1,0 +1,67 @@
+"""Files that are whole or not there at all: write beside, flush to the disk, rename over.
+
+A rename within one folder is atomic, so a process killed at any moment leaves either the old file or the new one.
+"""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from course.errors import CheckpointError, TrainingError
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Atomically write `data` to `path`. Raises TrainingError where the folder cannot be written."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: str | Path, value) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict) -> None:
+    """Atomically write `tensors` and the JSON-able `metadata` as one safetensors file."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(tensors, metadata={"course": json.dumps(metadata)}))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """(tensors on the CPU, metadata). Raises CheckpointError for a file that is missing, cut short or something else."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("course", "{}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata)
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}); delete it, or restore a copy") from None
+
+
+def load_into(module, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy `tensors` into `module`; one CheckpointError lists all that is missing, extra or of another shape."""
+    own = module.state_dict()
+    problems = [f"missing {n} {tuple(own[n].shape)}" for n in own if n not in tensors]
+    problems += [f"unexpected {n} {tuple(t.shape)}" for n, t in tensors.items() if n not in own]
+    problems += [f"{n} has shape {tuple(t.shape)}, expected {tuple(own[n].shape)}"
+                 for n, t in tensors.items() if n in own and own[n].shape != t.shape]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {shown}")
+    module.load_state_dict(tensors)

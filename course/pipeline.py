@@ -1,0 +1,181 @@
+"""Text -> latent -> picture: all the parts put together (Rombach et al. 2022, figure 3; the article's section 7.2)."""
+
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from course import files, guidance, parts, presets, samplers, text, tokenizer, unet, vae
+from course.errors import CheckpointError, ShapeError, UsageError
+
+
+class StableDiffusion:
+    """A text-to-image diffusion model: U-Net, text encoder, tokenizer, schedule, and an autoencoder, or none for pixels.
+
+    `load` opens one, `generate` makes pictures, `save` writes a folder that `load` opens.
+    """
+
+    def __init__(self, config: "presets.PipelineConfig", tokens, denoiser=None, text_encoder=None, autoencoder=None):
+        self.config, self.tokenizer = config, tokens
+        self.schedule = config.schedule.build()
+        self.unet = denoiser or unet.UNet(config.unet)
+        self.text_encoder = text_encoder or text.TextEncoder(config.text)
+        self.vae = autoencoder or (vae.AutoencoderKL(config.vae) if config.vae else None)
+        self.swaps = parts.active()                            # what was swapped when this was built: see `parts`
+        for module in self.modules().values():
+            module.eval()
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        found = {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+        return {name: module for name, module in found.items() if module is not None}
+
+    def to(self, device: str) -> "StableDiffusion":
+        for module in self.modules().values():
+            module.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    # ---- pictures <-> what is diffused
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C,h,w) of what is diffused for a picture of height x width. Raises ShapeError naming the multiple."""
+        factor = self.config.vae.factor if self.config.vae else 1
+        multiple = factor * self.config.unet.multiple
+        if height < multiple or width < multiple or height % multiple or width % multiple:
+            raise ShapeError(f"height and width must be positive multiples of {multiple}, got {height} x {width}")
+        return self.config.unet.in_channels, height // factor, width // factor
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B,3,H,W) in [-1,1] -> x_0 (B,C,h,w) at the scale that is diffused."""
+        if self.vae is None:
+            return images
+        return self.vae.encode(images).mode() * self.vae.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """x_0 (B,C,h,w) -> (B,3,H,W) in [-1,1]."""
+        images = x0 if self.vae is None else self.vae.decode(x0 / self.vae.scaling_factor)
+        return images.clamp(-1, 1)
+
+    # ---- text
+
+    @torch.no_grad()
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """B strings -> context (B,N,D); warns, quoting it, of what was too long to be read."""
+        for prompt in prompts:
+            if lost := self.tokenizer.cut_off(prompt):
+                warnings.warn(f"the prompt is longer than {self.tokenizer.length} tokens; not read: {lost!r}", stacklevel=3)
+        return self.text_encoder(self.tokenizer(prompts).to(self.device))
+
+    # ---- generation
+
+    def predict_eps(self, x: Tensor, t: float, context: Tensor) -> Tensor:
+        """The noise in x (B,C,h,w) at level t, whatever the network itself predicts."""
+        prediction = self.unet(x, t, context)
+        return self.schedule.to_eps(x, prediction, t, given=self.config.predict)
+
+    @torch.no_grad()
+    def generate(self, prompt: str | list[str], negative_prompt: str | None = None, steps: int = 50,
+                 guidance_scale: float | None = None, seed: int | None = None, height: int | None = None,
+                 width: int | None = None, sampler: str = "ddim", image: Tensor | None = None, strength: float = 0.8,
+                 mask: Tensor | None = None, callback=None) -> list[Image.Image]:
+        """One picture a prompt.
+
+        Args:
+            guidance_scale: w; None takes the preset's.   seed: picture i starts from seed + i; None draws one.
+            image: (B,3,H,W) or (1,3,H,W) in [-1,1] to start from, with `strength` in (0, 1] of the way back to noise.
+            mask: (1,1,H,W), 1 where `image` may change; elsewhere the model is told what is there.
+            callback(i, t, x, x0): see samplers.
+
+        Noise is drawn on the CPU, so a seed means the same picture on every device, up to rounding.
+        """
+        x0 = self.latents(prompt, negative_prompt, steps, guidance_scale, seed, height, width, sampler, image, strength,
+                          mask, callback)
+        return to_pil(self.decode(x0))
+
+    @torch.no_grad()
+    def latents(self, prompt, negative_prompt=None, steps=50, guidance_scale=None, seed=None, height=None, width=None,
+                sampler="ddim", image=None, strength=0.8, mask=None, callback=None) -> Tensor:
+        """What `generate` decodes, from the same arguments: x_0 (B,C,h,w) at the scale that is diffused."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, list | tuple) else None
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise UsageError(f"the prompt must be a string or a list of strings, got {prompt!r}")
+        if mask is not None and image is None:
+            raise UsageError("a mask says where a picture may change; it needs an image")
+        c = self.config
+        scale = c.guidance_scale if guidance_scale is None else guidance_scale
+        seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
+        shape = self.latent_shape(height or c.image_size, width or c.image_size)        # (C,h,w)
+        x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed + i))
+                         for i in range(len(prompts))]).to(self.device)                 # (B,C,h,w)
+        timesteps = self.schedule.timesteps(steps, c.spacing, c.offset)                 # (S,)
+
+        with parts.swapped(self.swaps):                        # what was swapped at building is swapped at the run
+            cond = self.encode_text(prompts)                                            # (B,N,D)
+            uncond = self.encode_text([negative_prompt or ""] * len(prompts))           # (B,N,D)
+            denoiser = guidance.guided(self.predict_eps, cond, uncond, scale)
+            if image is not None:
+                if not 0 < strength <= 1:
+                    raise UsageError(f"strength must lie in (0, 1], got {strength}")
+                timesteps = timesteps[len(timesteps) - max(1, round(strength * steps)):]
+                known = self.encode_image(image.to(self.device)).expand_as(x)           # (B,C,h,w)
+                x = self.schedule.add_noise(known, x, float(timesteps[0]))
+                if mask is not None:
+                    keep = 1 - F.interpolate(mask.float().to(self.device), shape[1:])   # (1,1,h,w)
+                    denoiser = self._inpainting(denoiser, known, keep)
+            generator = torch.Generator().manual_seed(seed)
+            return samplers.by_name(sampler)(denoiser, x, timesteps, schedule=self.schedule, generator=generator,
+                                             clip_x0=c.clip_x0, callback=callback)
+
+    def _inpainting(self, denoiser, known: Tensor, keep: Tensor):
+        """A denoiser that already knows x_0 where `keep` is 1: there it answers with exactly the eps that leads back."""
+        def blended(x: Tensor, t: float) -> Tensor:
+            return keep * self.schedule.to_eps(x, known, t, given="x0") + (1 - keep) * denoiser(x, t)
+        return blended
+
+    # ---- files
+
+    def save(self, folder: str | Path) -> None:
+        """Write `pipeline.json`, `tokenizer.json` and one safetensors file a network, each atomically."""
+        folder = Path(folder)
+        for name, module in self.modules().items():
+            files.save_tensors(folder / f"{name}.safetensors", module.state_dict(), {"part": name})
+        self.tokenizer.save(folder / "tokenizer.json")
+        # last, so that a folder with a pipeline.json is complete
+        files.write_json(folder / "pipeline.json", asdict(self.config))
+
+    @classmethod
+    def load(cls, source: str | Path, device: str = "cpu") -> "StableDiffusion":
+        """Open a pipeline folder, or a run folder that holds one as `model/`.
+
+        Raises CheckpointError that says what is missing or does not fit.
+        """
+        folder = Path(source)
+        if (folder / "model" / "pipeline.json").is_file():
+            folder = folder / "model"
+        if not (folder / "pipeline.json").is_file():
+            raise CheckpointError(f"no model in {source}: expected {folder / 'pipeline.json'}; `course demo` makes one")
+        try:
+            config = presets.PipelineConfig.from_dict(json.loads((folder / "pipeline.json").read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / 'pipeline.json'} is damaged: {error}") from error
+        pipe = cls(config, tokenizer.Tokenizer.load(folder / "tokenizer.json"))
+        for name, module in pipe.modules().items():
+            tensors, _ = files.load_tensors(folder / f"{name}.safetensors")
+            files.load_into(module, tensors, str(folder / f"{name}.safetensors"))
+        return pipe.to(device)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B,3,H,W) in [-1,1] -> B pictures."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()   # (B,H,W,3)
+    return [Image.fromarray(p.numpy()) for p in pixels]

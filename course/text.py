@@ -1,0 +1,128 @@
+"""The text encoder: integers -> the context that cross-attention reads. A causal transformer (Radford et al. 2021).
+
+Stable Diffusion 1.x freezes the text half of CLIP ViT-L/14; the LDM paper, and this course's small models, train one
+jointly with the U-Net. Module names are those of the released files (`transformers` naming).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from course import attention
+from course.errors import ShapeError, UsageError
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of GELU; CLIP-L was trained with it, so it has to stay."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the text encoder; the defaults are CLIP ViT-L/14's (123,060,480 parameters)."""
+
+    vocab_size: int = 49_408
+    length: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    activation: str = "quick_gelu"
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise UsageError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        if self.activation not in ACTIVATIONS:
+            raise UsageError(f"unknown activation {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+
+
+class TextEncoder(nn.Module):
+    """forward(ids (B,N) int64) -> context (B,N,width), after the final LayerNorm. No padding mask, as in CLIP."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.text_model = TextModel(config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        c = self.config
+        if ids.ndim != 2 or ids.shape[1] > c.length or ids.dtype != torch.long:
+            raise ShapeError(f"expected int64 token ids (B,N), N at most {c.length}, got {ids.dtype} {tuple(ids.shape)}")
+        return self.text_model(ids)                                                     # (B,N,D)
+
+
+class TextModel(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([Layer(config) for _ in range(config.layers)])})
+        self.final_layer_norm = nn.LayerNorm(config.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embeddings(ids)                                                        # (B,N,D)
+        for layer in self.encoder["layers"]:
+            x = layer(x)                                                                # (B,N,D)
+        return self.final_layer_norm(x)
+
+
+class Embeddings(nn.Module):
+    """What the token is plus where it stands; (B,N) -> (B,N,D)."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Embedding(config.length, config.width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)                          # CLIP's own initial scales
+        nn.init.normal_(self.position_embedding.weight, std=0.01)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class Layer(nn.Module):
+    """Self-attention, then two layers on each token, each after a LayerNorm and added to the stream; (B,N,D) -> same."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.width)
+        self.self_attn = CausalSelfAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.width)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CausalSelfAttention(nn.Module):
+    """Each token attends to itself and to those before it: CLIP's text half was built like a language model."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (rearrange(proj(x), "B N (h d) -> B h N d", h=self.heads)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        out = attention.attend(q, k, v, causal=True)                                    # (B,h,N,d)
+        return self.out_proj(rearrange(out, "B h N d -> B N (h d)"))                    # (B,N,D)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.fc1 = nn.Linear(config.width, 4 * config.width)
+        self.fc2 = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))                                   # (B,N,D)
