@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from course import layers
 from course.errors import ShapeError
 
 
@@ -118,7 +119,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner_dim = heads * dim_head
         self.linear_proj = linear_proj
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = layers.group_norm(channels, 1e-6)
         self.proj_in = nn.Linear(channels, inner_dim) if linear_proj else nn.Conv2d(channels, inner_dim, 1)
         self.transformer_blocks = nn.ModuleList(
             [BasicTransformerBlock(inner_dim, context_dim, heads, dim_head) for _ in range(depth)])

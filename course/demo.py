@@ -34,7 +34,7 @@ class Recipe:
 
     minutes: float = 8.0                   # of training for each arm; the autoencoder's are the latent arm's
     autoencoder_share: float = 0.45
-    pictures: int = 16_384                 # drawn for training
+    pictures: int = 8_192                 # drawn for training
     prompts: int = 256
     steps: int = 25
     seed: int = 0
@@ -152,7 +152,7 @@ class Demo:
         """Pictures for the prompts of both test splits: {split: {"images", "prompts", "scenes", "scores"}}."""
         found = {}
         for split, data in self.tests.items():
-            n = self.recipe.prompts
+            n = self.recipe.prompts if split == "test" else max(8, self.recipe.prompts // 4)
             scenes, prompts = data.scenes(range(n)), data.captions(range(n), full=True)
             path = self.out / name / f"samples-{split}.safetensors"
             if path.exists():

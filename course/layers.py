@@ -23,6 +23,14 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000) -> Tenso
     return torch.cat([angles.cos(), angles.sin()], dim=-1)                              # (B,dim)
 
 
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, as in every released model, but no group smaller than four channels.
+
+    A group's own mean is taken away, so a group of one or two channels could not say how bright an even surface is.
+    """
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers that turn the fixed waves into learned features; (B,in_dim) -> (B,out_dim)."""
 
@@ -41,17 +49,17 @@ class ResBlock(nn.Module):
     Args:
         in_channels, out_channels: where they differ, a 1x1 convolution carries the input across.
         time_emb_dim: width of the time embedding; None for the autoencoder, which has no notion of time.
-        eps: of both GroupNorms (32 groups each). The U-Net has 1e-5, the autoencoder 1e-6.
+        eps: of both norms. The U-Net has 1e-5, the autoencoder 1e-6.
 
     (B,in_channels,H,W), (B,time_emb_dim) -> (B,out_channels,H,W)
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_emb_dim: int | None = None, eps: float = 1e-5):
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, in_channels, eps=eps)
+        self.norm1 = group_norm(in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_emb_dim, out_channels) if time_emb_dim else None
-        self.norm2 = nn.GroupNorm(32, out_channels, eps=eps)
+        self.norm2 = group_norm(out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 

@@ -16,7 +16,8 @@ from course.errors import UsageError
 PARTS = (
     "schedule.NoiseSchedule",
     "objectives.training_target", "objectives.diffusion_loss",
-    "layers.timestep_embedding", "layers.TimestepEmbedding", "layers.ResBlock", "layers.Downsample", "layers.Upsample",
+    "layers.timestep_embedding", "layers.group_norm", "layers.TimestepEmbedding", "layers.ResBlock",
+    "layers.Downsample", "layers.Upsample",
     "attention.attend", "attention.CrossAttention", "attention.GEGLU", "attention.FeedForward",
     "attention.BasicTransformerBlock", "attention.SpatialTransformer",
     "unet.UNet",

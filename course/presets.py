@@ -58,17 +58,17 @@ UNETS = {
     # Stable Diffusion 1.5: 859,520,964 parameters
     "sd15": unet.UNetConfig(),
     # the demo's denoisers; parameters within 5 % of each other: `course demo` prints both
-    "demo-latent": unet.UNetConfig(block_channels=(128, 192), layers_per_block=1, depth=(1, 1), heads=(4, 6),
+    "demo-latent": unet.UNetConfig(block_channels=(64, 128), layers_per_block=1, depth=(0, 1), heads=(2, 4),
                                    context_dim=128),
-    "demo-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 64, 96, 128), layers_per_block=1,
-                                  depth=(0, 0, 1, 1), heads=(1, 2, 3, 4), context_dim=128),
+    "demo-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 32, 64, 128), layers_per_block=1,
+                                  depth=(0, 0, 0, 1), heads=(1, 1, 2, 4), context_dim=128),
 }
 
 VAES = {
     # Stable Diffusion's autoencoder, f = 8: 83,653,863 parameters
     "vae-sd": vae.VAEConfig(),
-    # the demo's, f = 8: the first factor of two is a pixel-unshuffle, which costs nothing
-    "demo-vae": vae.VAEConfig(block_channels=(32, 64, 128), layers_per_block=1, stem=2, mid_attention=False),
+    # the demo's, f = 8: the first factor of four is a pixel-unshuffle, which costs nothing
+    "demo-vae": vae.VAEConfig(block_channels=(32, 64), layers_per_block=1, stem=4, mid_attention=False),
 }
 
 TEXTS = {

@@ -86,7 +86,7 @@ class UNet(nn.Module):
                 current = width
             self.up_blocks.append(Level(c, i, inputs, up=i > 0))
 
-        self.conv_norm_out = nn.GroupNorm(32, widths[0], eps=1e-5)
+        self.conv_norm_out = layers.group_norm(widths[0], 1e-5)
         self.conv_out = nn.Conv2d(widths[0], c.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None, added: dict | None = None,

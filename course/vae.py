@@ -73,6 +73,9 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1)
         self.post_quant_conv = nn.Conv2d(c, c, 1)
+        # start almost without noise: at the usual logvar = 0 it drowns the mean, and hundreds of steps go by before
+        # the network has learned to turn it down
+        nn.init.constant_(self.quant_conv.bias[c:], -6.0)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         c = self.config
@@ -105,7 +108,7 @@ class Encoder(nn.Module):
             last = i == len(widths) - 1
             self.down_blocks.append(Level(widths[max(i - 1, 0)], width, config.layers_per_block, down=not last))
         self.mid_block = Middle(widths[-1], config.mid_attention)
-        self.conv_norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
+        self.conv_norm_out = layers.group_norm(widths[-1], 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ class Decoder(nn.Module):
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
             self.up_blocks.append(Level(widths[max(i - 1, 0)], width, config.layers_per_block + 1, up=not last))
-        self.conv_norm_out = nn.GroupNorm(32, widths[-1], eps=1e-6)
+        self.conv_norm_out = layers.group_norm(widths[-1], 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.in_channels * config.stem**2, 3, padding=1)
         self.stem = nn.PixelShuffle(config.stem)
 
@@ -177,7 +180,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.group_norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.group_norm = layers.group_norm(channels, 1e-6)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)

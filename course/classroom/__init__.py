@@ -66,6 +66,8 @@ def begin(needs: str, seed: int = 0) -> SimpleNamespace:
     device = "cpu"
     if profile == "gpu":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if profile == "quick":
+        torch.set_num_threads(1)                               # small tensors: threads cost more than they give
     random.seed(seed)
     torch.manual_seed(seed)
     print(f"course {__version__} · profile {profile} · device {device} · seed {seed}")

@@ -32,7 +32,7 @@ from course.errors import CourseError
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("prompt", "solution", "check", "hint")
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-PICTURE_LIMIT, NOTEBOOK_LIMIT = 60 * 1024, 300 * 1024          # bytes
+PICTURE_AIM, PICTURE_LIMIT, NOTEBOOK_LIMIT = 8 * 1024, 60 * 1024, 300 * 1024      # bytes
 CELL_SECONDS = 600
 
 
@@ -164,14 +164,10 @@ def _require_exercises(path: Path, cells) -> None:
 def _cell_id(cell, taken: dict[str, int]) -> str:
     """From the exercise where there is one, else from the content; the second of two equal cells gets a number."""
     if "exercise" in cell.metadata:
-        return f"{_grade_id(cell.metadata['exercise'])}-{cell.metadata['role']}"
+        return f"{cell.metadata['exercise'].replace('.', '-')}-{cell.metadata['role']}"
     name = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}-{taken[name]}"
-
-
-def _grade_id(exercise: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9_-]", "-", exercise)
 
 
 def _metadata(cell) -> NotebookNode:
@@ -179,7 +175,7 @@ def _metadata(cell) -> NotebookNode:
     if role is None:
         return NotebookNode({"tags": tags} if tags else {})
     exercise = checks.find(cell.metadata["exercise"])
-    id, own = _grade_id(exercise.id), {"exercise": exercise.id, "role": role, "minutes": exercise.minutes}
+    id, own = exercise.id.replace(".", "-"), {"exercise": exercise.id, "role": role, "minutes": exercise.minutes}
     grading = {"schema_version": 3, "grade": False, "solution": False, "locked": False, "task": False}
     if role == "solution":
         grading |= {"solution": True, "grade_id": id}
@@ -214,11 +210,11 @@ def _execute(notebook, path: Path) -> None:
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = os.environ | {"COURSE_GRADING": "0", "COURSE_PROFILE": "cpu", "PYTHONPATH": paths}
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
-                            resources={"metadata": {"path": str(path.parent)}})
+                            coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
     try:
         client.execute(env=env)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        ran = [c.id for c in notebook.cells if c.get("execution_count")] or ["before the first"]
+        ran = [c.id for c in notebook.cells if c.get("execution_count")] or ["1"]
         raise ReleaseError(f"{path.name}, cell {ran[-1]} failed: {str(error).strip().splitlines()[-1]}") from error
     notebook.metadata["language_info"] = NotebookNode(name="python")          # without the version of this Python
     notebook.metadata.pop("widgets", None)
@@ -240,12 +236,13 @@ def _normalised(output, where: str):
 
 
 def _smaller(png: bytes) -> bytes:
-    """The same picture with at most 256 colours, where that takes less room, and without a note of who drew it."""
-    whole, few = io.BytesIO(), io.BytesIO()
+    """The same picture in as many colours as it can afford, noise being dear, and without a note of who drew it."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.save(whole, "PNG", optimize=True)
-    picture.quantize(256, dither=Image.Dither.NONE).save(few, "PNG", optimize=True)
-    return min(whole.getvalue(), few.getvalue(), key=len)
+    for colors in (256, 128, 64):
+        picture.quantize(colors, kmeans=3, dither=Image.Dither.NONE).save(buffer := io.BytesIO(), "PNG", optimize=True)
+        if buffer.tell() <= PICTURE_AIM:
+            break
+    return buffer.getvalue()
 
 
 def _places(path: Path) -> tuple[Path, Path]:

@@ -83,7 +83,8 @@ class Exercise:
         for title, kind, function in self.properties:
             if blocked:
                 continue
-            problem = _attempt(function, obj)
+            # an answer that edits its inputs is told so by `hygiene`; elsewhere it would spoil the expected values
+            problem = _attempt(function, obj if kind == "hygiene" else _on_copies(obj))
             if problem is _UNWRITTEN and kind == "gate":
                 return self._nothing("not written yet")
             problem = "this case is not written yet" if problem is _UNWRITTEN else problem
@@ -182,6 +183,12 @@ def touched(call, *inputs: Tensor) -> str | None:
 def normal(shape, seed: int, dtype=torch.float32) -> Tensor:
     """Standard normal numbers from a seed, the same in every check."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def _on_copies(obj):
+    def copy(value):
+        return value.clone() if isinstance(value, Tensor) else value
+    return lambda *arguments, **options: obj(*map(copy, arguments), **{k: copy(v) for k, v in options.items()})
 
 
 _UNWRITTEN = object()

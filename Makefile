@@ -1,0 +1,78 @@
+# Everything runs in .venv, which each target makes when it is not there. Windows: the plain commands are in README.md.
+#
+#   PYTHON=python3.12   the Python that makes .venv (3.11 or newer)
+#   TORCH=cpu           PyTorch's CPU-only build: on Linux, without gigabytes of CUDA; once .venv exists, `make clean-all` first
+#   ARGS="--minutes 2"  more arguments for `course demo`
+
+PYTHON ?= python3
+TORCH  ?=
+ARGS   ?=
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+ifeq ($(TORCH),cpu)
+  # 2.15.0+cpu from there counts as newer than 2.15.0, so pip takes it
+  PIP += --extra-index-url https://download.pytorch.org/whl/cpu
+else ifneq ($(TORCH),)
+  $(error TORCH must be cpu or nothing, got "$(TORCH)")
+endif
+
+# a notebook is a test: no cell may raise; outputs are not compared. The kernel is the Python that runs pytest.
+NBVAL  := $(BIN)/python -m pytest -q -p no:python --nbval-lax --nbval-current-env --nbval-cell-timeout 180
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test test-all lint constraints clean clean-all
+.NOTPARALLEL:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.core  ## train the text-to-image model beside a pixel-space one; the page is runs/demo/report.html
+	$(BIN)/course demo $(ARGS)
+
+lab: $(VENV)/.core  ## open the chapters in JupyterLab
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+
+test: $(VENV)/.dev  ## unit tests, then every notebook, solved and unsolved
+test-all: $(VENV)/.dev  ## the same, and the slow tests
+test: FAST := -m "not slow"
+test test-all:
+	COURSE_PROFILE=quick $(BIN)/python -m pytest -q $(FAST)
+	COURSE_PROFILE=quick COURSE_GRADING=1 $(NBVAL) solutions
+	COURSE_PROFILE=quick $(NBVAL) notebooks
+
+lint: $(VENV)/.dev  ## ruff, notebooks included
+	$(BIN)/ruff check .
+
+constraints: | $(BIN)/python  ## resolve constraints.txt anew, in an environment of its own
+	rm -rf build/fresh && $(PYTHON) -m venv build/fresh
+	build/fresh/bin/python -m pip --disable-pip-version-check install -e ".[dev,bench,docs]"
+	{ grep '^#' constraints.txt; build/fresh/bin/python -m pip freeze --exclude-editable | sed 's/+[^ ]*//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt && rm -rf build/fresh
+
+clean:  ## remove build outputs and caches; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -path ./runs -prune -o \
+	  \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+clean-all: clean  ## remove .venv too; runs/ stays
+	rm -rf $(VENV)
+
+# ---- installing: done when a stamp is newer than the two files that say what to install
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not: say for example  make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make environments; on Debian and Ubuntu:  sudo apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[dev]"
+	@touch $(VENV)/.core $@

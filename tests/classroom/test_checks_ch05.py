@@ -1,0 +1,193 @@
+"""Every check of chapter 05 rejects each wrong answer with a fitting sentence and accepts each right one."""
+
+import importlib.util
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+
+from course import classroom, parts, schedule
+from course.classroom import check, checks, use
+from course.classroom.checks import ch05
+from course.errors import UsageError
+
+PATH = Path(__file__).parents[1] / "mutants" / "ch05.py"
+SPEC = importlib.util.spec_from_file_location("mutants_ch05", PATH)
+mutants = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(mutants)
+
+WRONG = [(id, *rest) for id, found in mutants.WRONG.items() for rest in found]
+RIGHT = [(id, *rest) for id, found in mutants.RIGHT.items() for rest in found]
+IDS = [exercise.id for exercise in ch05.EXERCISES]
+
+
+def own(id):
+    """The course's own answer, behind a name of its own: the check refuses the very object."""
+    reference = checks.find(id).reference
+    return lambda *arguments, **options: reference(*arguments, **options)
+
+
+@pytest.mark.parametrize("id, name, answer, words", WRONG, ids=[f"{i}-{n}" for i, n, *_ in WRONG])
+def test_a_wrong_answer_is_rejected_with_a_fitting_sentence(id, name, answer, words):
+    result = checks.find(id).run(answer)
+    assert not result.passed
+    assert result.points < result.max_points
+    first = next(line for line in result.messages if line.startswith("✗"))
+    assert words in first, first
+
+
+@pytest.mark.parametrize("id, name, answer", RIGHT, ids=[f"{i}-{n}" for i, n, _ in RIGHT])
+def test_a_right_answer_is_accepted(id, name, answer):
+    result = checks.find(id).run(answer)
+    assert result.passed, "\n".join(result.messages)
+    assert result.points == result.max_points
+    assert all(line.startswith("✓") for line in result.messages)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_every_exercise_ships_enough_answers(id):
+    assert len(mutants.WRONG[id]) >= 4
+    assert len(mutants.RIGHT[id]) >= 3
+    assert checks.find(id).run(own(id)).passed
+
+
+def fails_to_run(*arguments, **options):
+    raise ZeroDivisionError("division by zero\nand a second line")
+
+
+def leaves(*arguments, **options):
+    sys.exit(3)
+
+
+def prints_and_warns(*arguments, **options):
+    print("debugging")
+    print("debugging", file=sys.stderr)
+    return None
+
+
+@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize("weird", [
+    None, 3, "a string", [1, 2], torch.ones(3), fails_to_run, leaves, prints_and_warns, lambda: 1, lambda *a, **k: None,
+    lambda *a, **k: [1, 2], lambda *a, **k: (None, None, None), lambda *a, **k: torch.full((1000,), float("nan")), dict,
+    lambda *a, **k: {"x": 1}, lambda *a, **k: (torch.ones(7), torch.ones(7)), object, torch.nn.Linear,
+    lambda x0, *a, **k: x0], ids=repr)
+def test_no_object_makes_a_check_crash_or_pass(id, weird):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        result = check(id, weird)
+    assert not result.passed and result.points < result.max_points
+    assert "✗" in out.getvalue() and id in out.getvalue()
+    assert err.getvalue() == "" and "debugging" not in out.getvalue()
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_stub_is_worth_nothing_and_reads_not_written_yet(id, capsys):
+    def stub(*arguments, **options):
+        raise NotImplementedError(id)
+    result = check(id, stub)
+    assert result.points == 0 and not result.passed
+    assert "not written yet" in capsys.readouterr().out
+
+
+def test_a_half_written_answer_keeps_the_points_of_the_written_half():
+    def linear_only(steps, num_steps=1000, spacing="trailing"):
+        if spacing == "leading" and num_steps != 10:
+            raise NotImplementedError
+        return ch05.timesteps(steps, num_steps, spacing)
+    result = checks.find("schedule.timesteps").run(linear_only)
+    assert 0 < result.points < result.max_points
+    assert "not written yet" in "\n".join(result.messages)
+
+
+def test_the_result_reads_as_its_points():
+    result = check("schedule.add_noise", own("schedule.add_noise"))
+    assert float(repr(result)) == result.points == result.max_points == 3
+
+
+def test_a_wrong_answer_raises_only_when_graded(monkeypatch):
+    check("schedule.add_noise", None)
+    monkeypatch.setenv("COURSE_GRADING", "1")
+    with pytest.raises(checks.CheckFailed, match="schedule.add_noise"):
+        check("schedule.add_noise", None)
+    assert issubclass(checks.CheckFailed, AssertionError)
+    assert check("schedule.add_noise", own("schedule.add_noise")).passed
+
+
+def test_an_unknown_id_lists_the_known_ones():
+    with pytest.raises(UsageError, match="schedule.add_noise"):
+        check("schedule.ad_noise", None)
+
+
+def test_use_keeps_what_passes_and_replaces_what_does_not(capsys):
+    mine = own("schedule.add_noise")
+    assert use("schedule.add_noise", mine) is mine
+    assert capsys.readouterr().out == ""
+    stand_in = use("schedule.add_noise", None)
+    assert stand_in is ch05.add_noise
+    assert "course's own part" in capsys.readouterr().out
+
+
+def test_the_part_that_stands_in_earns_nothing():
+    result = check("schedule.add_noise", use("schedule.add_noise", None))
+    assert result.points == 0
+    assert "run the cell with your definition again" in result.messages[0]
+
+
+def test_a_check_leaves_the_random_state_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    check("schedule.diffuse_stepwise", mutants.generator_forgotten)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_courses_answers_equal_the_library():
+    for kind in schedule.KINDS:
+        library = schedule.NoiseSchedule(1000, kind)
+        betas, alphas_cumprod = ch05.make_schedule(kind)
+        torch.testing.assert_close(betas, library.betas)
+        torch.testing.assert_close(alphas_cumprod, library.alphas_cumprod)
+        t = torch.tensor([0, 10, 500, 999])
+        x, noise = torch.randn(4, 2, 3, 3).double(), torch.randn(4, 2, 3, 3).double()
+        x_t = library.add_noise(x, noise, t)
+        torch.testing.assert_close(ch05.add_noise(x, noise, t, alphas_cumprod), x_t)
+        torch.testing.assert_close(ch05.log_snr(alphas_cumprod)[0], library.snr(torch.arange(1000)).log())
+        triple = {"x0": x, "eps": noise, "v": library.to_v(x, noise, t)}
+        for given, prediction in triple.items():
+            converted = ch05.convert(x_t, prediction, t, alphas_cumprod, given)
+            for found, right in zip(converted, triple.values(), strict=True):
+                torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
+    for steps in (1, 7, 30, 50, 1000):
+        for spacing in ("leading", "trailing"):
+            assert torch.equal(ch05.timesteps(steps, 1000, spacing), library.timesteps(steps, spacing))
+
+
+def test_a_swapped_schedule_does_not_reach_the_checks():
+    class Broken:
+        def __init__(self, *arguments):
+            raise RuntimeError
+    with parts.swapped({"schedule.NoiseSchedule": Broken}):
+        assert all(checks.find(id).run(own(id)).passed for id in IDS)
+
+
+def test_begin_refuses_another_version_and_an_unknown_profile(monkeypatch, capsys):
+    with pytest.raises(UsageError, match="written for course 99.1"):
+        classroom.begin(needs="99.1")
+    monkeypatch.setenv("COURSE_PROFILE", "huge")
+    with pytest.raises(UsageError, match="quick, cpu, gpu"):
+        classroom.begin(needs="0.1")
+    monkeypatch.setenv("COURSE_PROFILE", "cpu")
+    session = classroom.begin(needs="0.1", seed=3)
+    assert (session.profile, session.device, session.seed) == ("cpu", "cpu", 3)
+    assert "profile cpu" in capsys.readouterr().out
+
+
+def test_importing_the_classroom_is_cheap():
+    code = "import sys, course.classroom; print([m for m in ('torch', 'numpy', 'IPython') if m in sys.modules])"
+    root = PATH.parents[2]
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert found.stdout.strip() == "[]" and found.stderr == ""

@@ -1,0 +1,174 @@
+"""Nothing is lost: resumed equals uninterrupted to the bit, and a kill at any moment leaves a whole file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from course import files
+from course.errors import CheckpointError, TrainingError, UsageError
+from course.training import loop
+
+CONFIG = loop.LoopConfig(batch_size=4, lr=1e-2, warmup_images=8, seed=3, save_seconds=0.0)
+
+
+def make() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
+
+
+def loss_of_batch(model, generator):
+    x = torch.randn(4, 3, generator=generator)
+    return (model(x)[:, 0] - x.sum(1)).square().mean()
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(tmp_path):
+    budget, whole = loop.Budget(steps=30), make()
+    loop.fit(whole, loss_of_batch, CONFIG, budget, tmp_path / "a", quiet=True)
+    for stop_at in (1, 13, 29):
+        calls = 0
+
+        def interrupted(model, generator, stop_at=stop_at):
+            nonlocal calls
+            calls += 1
+            if calls > stop_at:
+                raise Stop
+            return loss_of_batch(model, generator)
+        folder = tmp_path / f"b{stop_at}"
+        with pytest.raises(KeyboardInterrupt):
+            loop.fit(make(), interrupted, CONFIG, budget, folder, quiet=True)
+        resumed = make()
+        state = loop.fit(resumed, loss_of_batch, CONFIG, budget, folder, quiet=True)
+        assert state["step"] == 30 and state["images"] == 120
+        assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_it_learns_and_ends_as_the_average(tmp_path):
+    model = make()
+    before = loss_of_batch(model, loop.step_generator(9, 9)).item()
+    loop.fit(model, loss_of_batch, CONFIG, loop.Budget(steps=300), tmp_path, quiet=True)
+    assert loss_of_batch(model, loop.step_generator(9, 9)).item() < 0.05 * before
+    tensors, metadata = files.load_tensors(tmp_path / "checkpoint.safetensors")
+    assert torch.equal(tensors["average.0.weight"], model[0].weight.detach())
+    assert not torch.equal(tensors["average.0.weight"], tensors["model.0.weight"])
+    assert metadata["state"]["step"] == 300
+
+
+def test_average_has_the_half_life_in_images():
+    config = loop.LoopConfig(batch_size=10, ema_halflife=100, ema_rampup=1e9)
+    average, model = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(average.weight, 1.0), nn.init.constant_(model.weight, 0.0)
+    for step in range(10):                                                      # 100 images
+        loop.update_average(average, model, config, 10 * (step + 1))
+    assert average.weight.item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_schedule_is_a_function_of_the_budget():
+    c = loop.LoopConfig(batch_size=10, lr=1.0, warmup_images=100)
+    assert loop.learning_rate(c, 0.0, 0) == pytest.approx(0.1)
+    assert loop.learning_rate(c, 0.5, 10_000) == pytest.approx(0.5)
+    assert loop.learning_rate(c, 1.0, 10_000) == pytest.approx(0.0)
+    assert loop.Budget(minutes=2).used(999, 60.0) == 0.5 and loop.Budget(steps=10).used(5, 1e9) == 0.5
+
+
+def test_time_budget_counts_the_seconds_of_earlier_runs(tmp_path):
+    model = make()
+    state = loop.fit(model, loss_of_batch, CONFIG, loop.Budget(minutes=0.02), tmp_path, quiet=True)
+    assert 1.2 <= state["seconds"] < 6
+    begun = time.perf_counter()
+    again = loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(minutes=0.02), tmp_path, quiet=True)
+    assert again["step"] == state["step"] and time.perf_counter() - begun < 1.0
+
+
+def test_nan_stops_with_step_and_seed_and_keeps_the_last_good_state(tmp_path):
+    def poisoned(model, generator):
+        value = loss_of_batch(model, generator)
+        return value * float("nan") if poisoned.calls == 5 else (setattr(poisoned, "calls", poisoned.calls + 1), value)[1]
+    poisoned.calls = 0
+    with pytest.raises(TrainingError, match=r"nan at step 5 \(seed 3"):
+        loop.fit(make(), poisoned, CONFIG, loop.Budget(steps=10), tmp_path, quiet=True)
+    assert files.load_tensors(tmp_path / "checkpoint.safetensors")[1]["state"]["step"] == 5
+
+
+def test_other_settings_or_another_model_are_refused(tmp_path):
+    loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(steps=2), tmp_path, quiet=True)
+    from dataclasses import replace
+    with pytest.raises(CheckpointError, match="lr: 0.01 -> 0.5"):
+        loop.fit(make(), loss_of_batch, replace(CONFIG, lr=0.5), loop.Budget(steps=4), tmp_path, quiet=True)
+    other = nn.Sequential(nn.Linear(3, 9), nn.SiLU(), nn.Linear(9, 1))
+    with pytest.raises(CheckpointError, match=r"0.weight has shape \(8, 3\), expected \(9, 3\)"):
+        loop.fit(other, loss_of_batch, CONFIG, loop.Budget(steps=4), tmp_path, quiet=True)
+
+
+def test_truncated_checkpoint_is_explained(tmp_path):
+    loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(steps=2), tmp_path, quiet=True)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match="damaged"):
+        loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(steps=4), tmp_path, quiet=True)
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match="cannot write"):
+        loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(steps=1), tmp_path / "file" / "run", quiet=True)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"steps": 1, "minutes": 1}, {"steps": -1}, {"minutes": -0.5},
+                                       {"minutes": float("nan")}])
+def test_budget_misuse(arguments):
+    with pytest.raises(UsageError, match="budget"):
+        loop.Budget(**arguments)
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from tests.training.test_loop import make, CONFIG
+from course.training import loop
+big = torch.nn.Sequential(make(), torch.nn.Linear(1, 400_000))       # a file that takes a while to write
+def loss(model, generator):
+    return model(torch.randn(4, 3, generator=generator)).square().mean()
+print("ready", flush=True)
+loop.fit(big, loss, CONFIG, loop.Budget(steps=10_000), {folder!r}, quiet=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.4, 0.83])
+def test_kill_nine_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
+    """save_seconds = 0: the loop writes after every step, so a kill nearly always hits a write."""
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", KILLED.format(root=root, folder=str(tmp_path))],
+                               stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root})
+    path = tmp_path / "checkpoint.safetensors"
+    try:
+        assert process.stdout.readline().strip() == "ready"
+        deadline = time.time() + 60
+        while not path.exists() and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    tensors, metadata = files.load_tensors(path)
+    assert metadata["state"]["step"] >= 1 and torch.isfinite(tensors["model.1.weight"]).all()
+
+
+def test_step_generators_are_unrelated():
+    draws = torch.stack([torch.randn(1000, generator=loop.step_generator(s, k)) for s in (0, 1) for k in range(5)])
+    correlation = torch.corrcoef(draws) - torch.eye(10)
+    assert correlation.abs().max() < 0.15
