@@ -19,7 +19,8 @@ else ifneq ($(TORCH),)
   $(error TORCH must be cpu or nothing, got "$(TORCH)")
 endif
 
-# a notebook is a test: no cell may raise; outputs are not compared. The kernel is the Python that runs pytest.
+# a notebook is a test: no cell may raise, and a cell tagged nbval-check-output must print what it printed when it was built.
+# The kernel is the Python that runs pytest.
 NBVAL  := $(BIN)/python -m pytest -q -p no:python --nbval-lax --nbval-current-env --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help

@@ -124,6 +124,8 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             [BasicTransformerBlock(inner_dim, context_dim, heads, dim_head) for _ in range(depth)])
         self.proj_out = nn.Linear(inner_dim, channels) if linear_proj else nn.Conv2d(inner_dim, channels, 1)
+        nn.init.zeros_(self.proj_out.weight)                   # like a ResBlock, it starts by doing nothing
+        nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         H = x.shape[-2]

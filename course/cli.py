@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 
 @app.command()
 def demo(minutes: Annotated[float, typer.Option(help="Minutes of training for each of the two models.")] = 8.0,
-         out: Annotated[Path, typer.Option(help="Run folder; the same command goes on where it was stopped.")] = Path("runs/demo"),
+         out: Annotated[Path, typer.Option(help="Run folder; the same command goes on from there.")] = Path("runs/demo"),
          prompts: Annotated[int, typer.Option(help="How many prompts both models are tested with.")] = 256,
          seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
     """Train a latent and a pixel diffusion model for the same minutes on drawn pictures, and compare them."""
@@ -31,8 +32,9 @@ def demo(minutes: Annotated[float, typer.Option(help="Minutes of training for ea
     from course.device import choose
     if prompts < 8:
         raise UsageError(f"prompts must be at least 8, got {prompts}")
-    recipe = demonstration.Recipe(minutes=minutes, prompts=prompts, seed=seed)
-    metrics = demonstration.run(out, recipe, choose(device), quiet=as_json)
+    device = choose(device)
+    recipe = replace(demonstration.recipe_for(device), minutes=minutes, prompts=prompts, seed=seed)
+    metrics = demonstration.run(out, recipe, device, quiet=as_json)
     if as_json:
         print(json.dumps(metrics))
         return

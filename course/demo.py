@@ -32,15 +32,27 @@ CAPTIONS = 4                               # phrasings of each training picture 
 class Recipe:
     """Everything that makes one demo; both arms were given the same number of tuning trials (CONTRIBUTING.md)."""
 
+    models: tuple[str, str] = ("demo-latent", "demo-pixel")
     minutes: float = 8.0                   # of training for each arm; the autoencoder's are the latent arm's
     autoencoder_share: float = 0.45
     pictures: int = 8_192                 # drawn for training
     prompts: int = 256
     steps: int = 25
     seed: int = 0
-    autoencoder: loop.LoopConfig = loop.LoopConfig(batch_size=8, lr=2e-3, warmup_images=1_000, ema_halflife=2_000)
-    latent: loop.LoopConfig = loop.LoopConfig(batch_size=128, lr=1.5e-3, warmup_images=4_000, ema_halflife=10_000)
-    pixel: loop.LoopConfig = loop.LoopConfig(batch_size=32, lr=1e-3, warmup_images=2_000, ema_halflife=5_000)
+    autoencoder: loop.LoopConfig = loop.LoopConfig(batch_size=8, lr=3e-3, warmup_images=800, ema_halflife=2_000)
+    latent: loop.LoopConfig = loop.LoopConfig(batch_size=32, lr=1.5e-3, warmup_images=2_000, ema_halflife=4_000)
+    pixel: loop.LoopConfig = loop.LoopConfig(batch_size=16, lr=1e-3, warmup_images=1_000, ema_halflife=1_000)
+
+
+# a GPU gets larger models and batches in the same minutes; not measured on a GPU
+GPU = Recipe(models=("demo-latent-gpu", "demo-pixel-gpu"), pictures=65_536,
+             autoencoder=loop.LoopConfig(batch_size=64, lr=1e-3, warmup_images=20_000, ema_halflife=20_000),
+             latent=loop.LoopConfig(batch_size=512, lr=1e-3, warmup_images=100_000, ema_halflife=200_000),
+             pixel=loop.LoopConfig(batch_size=128, lr=5e-4, warmup_images=50_000, ema_halflife=50_000))
+
+
+def recipe_for(device: str) -> Recipe:
+    return GPU if device.startswith("cuda") else Recipe()
 
 
 def run(out: str | Path = "runs/demo", recipe: Recipe = Recipe(), device: str = "cpu", quiet: bool = False) -> dict:
@@ -53,7 +65,7 @@ def run(out: str | Path = "runs/demo", recipe: Recipe = Recipe(), device: str = 
 class Demo:
     def __init__(self, out: Path, recipe: Recipe, device: str, console: Console):
         self.out, self.recipe, self.device, self.console = out, recipe, device, console
-        self.configs = {"latent": presets.PIPELINES["demo-latent"], "pixel": presets.PIPELINES["demo-pixel"]}
+        self.configs = dict(zip(("latent", "pixel"), map(presets.PIPELINES.get, recipe.models), strict=True))
         self.precision = "bf16" if device.startswith("cuda") else "fp32"
         self.how = {"device": device, "precision": self.precision, "quiet": console.quiet}
 
@@ -114,8 +126,9 @@ class Demo:
         r = self.recipe
         torch.manual_seed(r.seed)
         vae = presets.vae.AutoencoderKL(self.configs["latent"].vae).to(self.device)
-        state = autoencoder.train(vae, self.images, self.out / "autoencoder", loop.Budget(minutes=r.minutes * r.autoencoder_share),
-                                  replace(r.autoencoder, seed=r.seed), title="autoencoder", **self.how)
+        budget = loop.Budget(minutes=r.minutes * r.autoencoder_share)
+        state = autoencoder.train(vae, self.images, self.out / "autoencoder", budget, replace(r.autoencoder, seed=r.seed),
+                                  title="autoencoder", **self.how)
         return vae, state
 
     def _latent(self, vae, vae_state):
@@ -199,7 +212,8 @@ class Demo:
                             "train_seconds": vae_state["seconds"], "images_seen": vae_state["images"],
                             "scaling_factor": vae.scaling_factor},
             "real": {"oracle": oracle.rates(real, scenes)},
-            "ratio": {key: costs["pixel"][key] / costs["latent"][key] for key in ("train_ms_per_image", "sample_step_ms_per_image")},
+            "ratio": {key: costs["pixel"][key] / costs["latent"][key]
+                      for key in ("train_ms_per_image", "sample_step_ms_per_image")},
             "prompts": n, "cost_batch": batch, "minutes": r.minutes, "steps": r.steps,
             "seed": r.seed, "commit": commit(), "device": device_name(self.device), "torch": torch.__version__,
         }

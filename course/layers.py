@@ -62,6 +62,8 @@ class ResBlock(nn.Module):
         self.norm2 = group_norm(out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        nn.init.zeros_(self.conv2.weight)     # a block starts by doing nothing: deep stacks then train from the first step
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))                                           # (B,out,H,W)

@@ -62,6 +62,10 @@ UNETS = {
                                    context_dim=128),
     "demo-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 32, 64, 128), layers_per_block=1,
                                   depth=(0, 0, 0, 1), heads=(1, 1, 2, 4), context_dim=128),
+    # the same, grown for a GPU; not measured on a GPU
+    "demo-latent-gpu": unet.UNetConfig(block_channels=(192, 320), depth=(1, 1), heads=(6, 10), context_dim=128),
+    "demo-pixel-gpu": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(64, 128, 192, 320),
+                                      depth=(0, 0, 1, 1), heads=(2, 4, 6, 10), context_dim=128),
 }
 
 VAES = {
@@ -69,6 +73,7 @@ VAES = {
     "vae-sd": vae.VAEConfig(),
     # the demo's, f = 8: the first factor of four is a pixel-unshuffle, which costs nothing
     "demo-vae": vae.VAEConfig(block_channels=(32, 64), layers_per_block=1, stem=4, mid_attention=False),
+    "demo-vae-gpu": vae.VAEConfig(block_channels=(64, 128, 256), layers_per_block=2, stem=2),
 }
 
 TEXTS = {
@@ -78,15 +83,20 @@ TEXTS = {
     "demo-text": text.TextConfig(vocab_size=1024, length=24, width=128, layers=2, heads=4, activation="gelu"),
 }
 
-PIPELINES = {
-    # the walking skeleton: one object, 64 x 64, 8 x 8 x 4 latents, 48 times fewer values
-    "demo-latent": PipelineConfig(UNETS["demo-latent"], VAES["demo-vae"], TEXTS["demo-text"], ScheduleConfig(),
-                                  image_size=64, predict="v", guidance_scale=3.0, spacing="trailing", offset=0),
-    # the same U-Net code on pixels, with the schedule and the clamp that suit pixels
-    "demo-pixel": PipelineConfig(UNETS["demo-pixel"], None, TEXTS["demo-text"], ScheduleConfig(kind="cosine"),
-                                 image_size=64, predict="v", guidance_scale=3.0, spacing="trailing", offset=0,
-                                 clip_x0=1.0),
-}
+
+
+def _demo(size: str) -> dict[str, PipelineConfig]:
+    """The two arms of the demo: one U-Net code, each with the schedule that suits what it diffuses."""
+    latent = PipelineConfig(UNETS[f"demo-latent{size}"], VAES[f"demo-vae{size}"], TEXTS["demo-text"], ScheduleConfig(),
+                            image_size=64, predict="v", guidance_scale=3.0, spacing="trailing", offset=0)
+    # pixels: a schedule that leaves more of the picture for longer, and estimates clamped to the range of a picture
+    pixel = PipelineConfig(UNETS[f"demo-pixel{size}"], None, TEXTS["demo-text"], ScheduleConfig(kind="cosine"),
+                           image_size=64, predict="v", guidance_scale=3.0, spacing="trailing", offset=0, clip_x0=1.0)
+    return {f"demo-latent{size}": latent, f"demo-pixel{size}": pixel}
+
+
+# one object, 64 x 64 pixels, 8 x 8 x 4 latents: 48 times fewer values
+PIPELINES = _demo("") | _demo("-gpu")
 
 
 def build(name: str) -> nn.Module:

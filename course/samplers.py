@@ -72,10 +72,10 @@ def by_name(name: str):
 def _strides(schedule, timesteps: Tensor):
     """(t, alpha_bar at t, alpha_bar at the next t) for each step, as Python floats: no waiting for a GPU."""
     ts = [float(t) for t in timesteps]
-    if not ts or any(b >= a for a, b in zip(ts, ts[1:])):
+    if not ts or any(b >= a for a, b in zip(ts, ts[1:], strict=False)):
         raise UsageError(f"timesteps must fall from high to low, got {ts[:5]} ...")
     alpha_bars = schedule.alpha_bar(torch.tensor(ts, dtype=torch.float64)).tolist() + [schedule.final_alpha_cumprod]
-    return zip(ts, alpha_bars, alpha_bars[1:])
+    return zip(ts, alpha_bars[:-1], alpha_bars[1:], strict=True)
 
 
 def _estimate(x: Tensor, eps: Tensor, alpha_bar: float, clip_x0: float | None) -> tuple[Tensor, Tensor]:

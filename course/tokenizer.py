@@ -78,7 +78,7 @@ class Tokenizer:
         pieces = [alphabet[b] for b in word.encode("utf-8")]
         pieces[-1] += END_OF_WORD
         while len(pieces) > 1:
-            best = min(zip(pieces, pieces[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            best = min(zip(pieces, pieces[1:], strict=False), key=lambda pair: self.rank.get(pair, len(self.rank)))
             if best not in self.rank:
                 break
             pieces = merge_pair(pieces, best)
@@ -98,7 +98,7 @@ class Tokenizer:
         for _ in range(num_merges):
             pairs = Counter()
             for word, pieces in words.items():
-                for pair in zip(pieces, pieces[1:]):
+                for pair in zip(pieces, pieces[1:], strict=False):
                     pairs[pair] += counts[word]
             if not pairs:                                                               # every word is one token by now
                 break

@@ -54,7 +54,7 @@ def test_spatial_transformer_against_diffusers(linear):
 
 
 def test_gradients_reach_every_parameter():
-    block, ff = SpatialTransformer(32, 16, 2, 16), FeedForward(8)
+    block, ff = randomise(SpatialTransformer(32, 16, 2, 16)), FeedForward(8)
     block(torch.randn(1, 32, 4, 4), torch.randn(1, 3, 16)).square().sum().backward()
     ff(torch.randn(1, 3, 8)).square().sum().backward()
     for p in [*block.parameters(), *ff.parameters()]:

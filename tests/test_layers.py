@@ -44,7 +44,7 @@ def test_downsample_against_diffusers(asymmetric):
 
 def test_shapes_and_gradients():
     x, time = torch.randn(2, 32, 6, 6), torch.randn(2, 8)
-    block = ResBlock(32, 64, 8)
+    block = randomise(ResBlock(32, 64, 8))
     out = Upsample(64)(Downsample(64)(block(x, time)))
     assert out.shape == (2, 64, 6, 6)
     out.square().sum().backward()

@@ -21,7 +21,8 @@ def test_layout_of_a_row():
     assert t.cut_off("abcdefgh") == "efgh" and t.cut_off("abcd") == ""
 
 
-@pytest.mark.parametrize("text", ["", "   ", "한국어 텍스트", "émigré ÀÉ", "😀👩‍🚀", "a\tb\nc", "it's 2026!", "x" * 10_000, "\x00\x7f"])
+@pytest.mark.parametrize("text", ["", "   ", "한국어 텍스트", "émigré ÀÉ", "😀👩‍🚀", "a\tb\nc", "it's 2026!",
+                                  "x" * 10_000, "\x00\x7f"])
 def test_no_text_is_out_of_vocabulary(text):
     t = Tokenizer.train(["a small red circle"], num_merges=20, length=12)
     assert t(text).shape == (1, 12)

@@ -55,7 +55,8 @@ def test_time_context_and_control_matter():
 
 
 @pytest.mark.parametrize("x, context, words", [
-    (torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 16), "B,4,H,W"), (torch.zeros(1, 4, 7, 8), torch.zeros(1, 5, 16), "multiples of 2"),
+    (torch.zeros(1, 3, 8, 8), torch.zeros(1, 5, 16), "B,4,H,W"),
+    (torch.zeros(1, 4, 7, 8), torch.zeros(1, 5, 16), "multiples of 2"),
     (torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 17), "B,N,16"), (torch.zeros(1, 4, 8, 8), None, "B,N,16")])
 def test_wrong_shapes_are_named(x, context, words):
     with pytest.raises(ShapeError, match=words):

@@ -16,14 +16,23 @@ from torch import Tensor
 
 from course.data import drawing
 from course.data.vocabulary import (
-    ALL_COLORS, ALL_SHAPES, ALL_TEXTURES, BACKGROUNDS, Object, Scene, nearest_position, relation, size_of,
+    ALL_COLORS,
+    ALL_SHAPES,
+    ALL_TEXTURES,
+    BACKGROUNDS,
+    Object,
+    Scene,
+    nearest_position,
+    relation,
+    size_of,
 )
 from course.errors import ShapeError, UsageError
 
 WORK_SIZE = 64                     # larger pictures are averaged down to this: a word needs no more
 BACKGROUND_ERROR = 0.16            # largest RGB distance of the border to a background's colour
 COLOR_ERROR = 0.22                 # largest mean RGB distance of a piece to its colour
-RESIDUAL = 0.22                    # largest share of a piece's contrast that its drawing may leave unexplained
+RESIDUAL = 0.17                    # largest share of a piece's contrast that its drawing may leave unexplained: an
+                                   # ellipse, a bar or a diamond leaves 0.18 ... 0.3, a clean known shape below 0.1
 SHAPE_MARGIN = 0.97                # the second-best shape must be worse by this factor
 SMALLEST = 0.006                   # of the picture: smaller pieces are specks
 MOST = 4                           # pieces looked at in a picture
@@ -134,7 +143,8 @@ def _fit(rgb: Tensor, ground: Tensor, mask: Tensor, with_texture: bool, size: in
     # every shape roughly, on a small copy; then the best two carefully
     small = _Residual(_shrink(rgb), ground, dark, _shrink(mask[:, None].float())[:, 0] > 0.5)
     shapes = torch.arange(len(ALL_SHAPES))
-    rough = [small.descend(k.expand(n), _first_guess(name, mask), pixels=(1.0, 0.5)) for k, name in zip(shapes, ALL_SHAPES)]
+    rough = [small.descend(k.expand(n), _first_guess(name, mask), pixels=(1.0, 0.5))
+             for k, name in zip(shapes, ALL_SHAPES, strict=True)]
     candidates = torch.stack([error for _, error in rough], 1).topk(2, dim=1, largest=False).indices   # (n,2)
     guesses = torch.stack([geometry for geometry, _ in rough], 1)                       # (n,shapes,3)
     full, rows = _Residual(rgb, ground, dark, mask), torch.arange(n)
@@ -142,20 +152,22 @@ def _fit(rgb: Tensor, ground: Tensor, mask: Tensor, with_texture: bool, size: in
     errors, fits = torch.stack([e for _, e in fine], 1), torch.stack([g for g, _ in fine], 1)   # (n,2), (n,2,3)
     two = errors.sort(dim=1)
     shape, geometry = candidates[rows, two.indices[:, 0]], fits[rows, two.indices[:, 0]]        # (n,), (n,3)
-    texture = torch.stack([
+    # free paint hides a wrong outline by painting it pale, so the verdict is on the drawing in its best texture
+    painted = torch.stack([
         _Residual(rgb, ground, dark, mask, drawing.tones(k.expand(n), dark, *geometry.T[:2], size))(shape, geometry)
-        for k in torch.arange(len(ALL_TEXTURES))], 1).argmin(1)                         # (n,)
+        for k in torch.arange(len(ALL_TEXTURES))], 1)                                   # (n,textures)
+    residual, texture = painted.min(1)                                                  # (n,), (n,)
     readings = []
     for i in range(n):
         cx, cy, radius = geometry[i].tolist()
         best, second = two.values[i].tolist()
-        known = best < RESIDUAL and best < SHAPE_MARGIN * second
+        known = residual[i] < RESIDUAL and best < SHAPE_MARGIN * second
         readings.append(ObjectReading(
             shape=ALL_SHAPES[shape[i]] if known else None,
             color=list(ALL_COLORS)[color[i]] if color_error[i] < COLOR_ERROR else None,
             size=size_of(radius) if best < 2 * RESIDUAL else None,
             texture=ALL_TEXTURES[texture[i]] if known and with_texture else None,
-            position=nearest_position(cx, cy), cx=cx, cy=cy, radius=radius, residual=best))
+            position=nearest_position(cx, cy), cx=cx, cy=cy, radius=radius, residual=residual[i].item()))
     return readings
 
 

@@ -16,12 +16,30 @@ from torch import Tensor
 from course.data import captions as wording
 from course.data import drawing
 from course.data.vocabulary import (
-    ALL_COLORS, ALL_SHAPES, ALL_TEXTURES, BACKGROUNDS, COLORS, CONCEPT_COLOR, CONCEPT_SHAPE, CONCEPT_TEXTURE,
-    DEGRADATIONS, HELD_OUT, POSITIONS, RADII, RADII_OF_SEVERAL, SHAPES, SIZES, TEXTURES, Object, Scene, nearest_position,
+    ALL_COLORS,
+    ALL_SHAPES,
+    ALL_TEXTURES,
+    BACKGROUNDS,
+    COLORS,
+    CONCEPT_COLOR,
+    CONCEPT_SHAPE,
+    CONCEPT_TEXTURE,
+    DEGRADATIONS,
+    HELD_OUT,
+    POSITIONS,
+    RADII,
+    RADII_OF_SEVERAL,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Object,
+    Scene,
+    nearest_position,
 )
 from course.errors import UsageError
 
 SPLITS = ("train", "val", "test", "heldout", "concept")
+SEEDS = 1_000_003                              # as many per split, so that no two splits ever share a stream
 CACHE = 64 * 64 * 64                           # pixels drawn at a time
 LAYOUTS = 128                                  # tries at placing several objects without overlap
 MARGIN, GAP = 0.03, 0.08                        # to the border; between objects
@@ -54,6 +72,8 @@ class Scenes:
             raise UsageError(f"textures must be among {', '.join(ALL_TEXTURES)}, got {unknown}")
         if not 0 <= degraded <= 1:
             raise UsageError(f"degraded must lie in 0 ... 1, got {degraded}")
+        if not 0 <= seed < SEEDS:
+            raise UsageError(f"seed must lie in 0 ... {SEEDS - 1}, got {seed}")
         self.size, self.split, self.seed, self.device = size, split, seed, device
         self.objects, self.textures, self.degraded = objects, tuple(textures), degraded
 
@@ -137,7 +157,7 @@ class Scenes:
     # ---- random numbers, by counting
 
     def _key(self, indices, what: str) -> np.ndarray:
-        stream = _mix(np.uint64(SPLITS.index(self.split) * 1_000_003 + self.seed) ^ _name_key(what))
+        stream = _mix(np.uint64(SPLITS.index(self.split) * SEEDS + self.seed) ^ _name_key(what))
         return _mix(stream ^ _mix(np.asarray(indices).astype(np.uint64)))
 
     def _uniform(self, indices, what: str) -> np.ndarray:
@@ -162,7 +182,7 @@ class Scenes:
         size = [self._choice(indices, f"size{k}", len(SIZES)) for k in range(most)]
         within = [self._uniform(indices, f"radius{k}") for k in range(most)]
         position = self._choice(indices, "position", len(POSITIONS))
-        jitter = [0.06 * self._uniform(indices, axis) - 0.03 for axis in ("x", "y")]
+        jitter = [0.05 * self._uniform(indices, axis) - 0.025 for axis in ("x", "y")]
         places = list(POSITIONS.items())
         out = []
         for row, (index, count) in enumerate(zip(indices, counts, strict=True)):
@@ -179,21 +199,33 @@ class Scenes:
 
     def _place(self, index, radii: np.ndarray) -> np.ndarray:
         """Centres (K,2) without overlap, the first object clearly beside, above or below each of the others."""
-        K, tries = len(radii), np.arange(LAYOUTS)
+        K, tries, low = len(radii), np.arange(LAYOUTS), radii[:, None] + MARGIN                     # low: (K,1)
         key = self._key(index, "layout")
         keys = _mix(key ^ _mix((tries[:, None] * 2 * K + np.arange(2 * K)).astype(np.uint64)))      # (tries,2K)
-        free = 1 - 2 * (radii + MARGIN)                                                             # (K,)
         unit = ((keys >> np.uint64(11)).astype(np.float64) / 2.0**53).reshape(-1, K, 2)
-        centres = radii[:, None] + MARGIN + unit * free[:, None]                                    # (tries,K,2)
-        offset = np.abs(centres[:, :1] - centres[:, 1:])                                            # (tries,K-1,2)
-        fine = (np.abs(offset[..., 0] - offset[..., 1]) > 0.10).all(1)                              # no diagonals
-        for a in range(K):
-            for b in range(a):
-                apart = np.sqrt(((centres[:, a] - centres[:, b]) ** 2).sum(-1))
-                fine &= apart > radii[a] + radii[b] + GAP
+        centres = low + unit * (1 - 2 * low)                                                        # (tries,K,2)
+        fine = _apart(centres, radii)
         if fine.any():
             return centres[fine.argmax()]
-        return np.array([[0.25, 0.25], [0.75, 0.28], [0.28, 0.75]])[:K]                             # always fits
+        # large ones hardly ever fall apart by chance: put the first in a corner, the others along its two sides
+        room = np.array([[0.03, 0.03], [0.03, 0.25], [0.25, 0.03]])[:K]                             # (K,2)
+        far = np.array([[False, False], [True, False], [False, True]])[:K]
+        inward = np.concatenate([unit, np.zeros((1, K, 2))]) * room                                 # the last always fits
+        centres = np.where(far, 1 - low - inward, low + inward)                                     # (tries+1,K,2)
+        centre = centres[_apart(centres, radii).argmax()]                                           # (K,2)
+        turn = int(self._choice(index, "corner", 8)[0])                                             # of the 8 symmetries
+        centre = np.where([turn & 1, turn & 2], 1 - centre, centre)
+        return centre[:, ::-1] if turn & 4 else centre
+
+
+def _apart(centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Which layouts (tries,K,2) keep K objects apart, and none of them diagonal to the first; (tries,) bool."""
+    offset = np.abs(centres[:, :1] - centres[:, 1:])                                                # (tries,K-1,2)
+    fine = (np.abs(offset[..., 0] - offset[..., 1]) > 0.10).all(1)
+    for a in range(len(radii)):
+        for b in range(a):
+            fine &= np.sqrt(((centres[:, a] - centres[:, b]) ** 2).sum(-1)) > radii[a] + radii[b] + GAP
+    return fine
 
 
 def draw(scenes: list[Scene], size: int, device: str = "cpu") -> Tensor:
@@ -247,13 +279,14 @@ def degrade(image: Tensor, how: str, strength: float, key: np.uint64) -> Tensor:
 
 
 def _geometry(things: list[Object], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.tensor([[o.cx, o.cy, o.radius] for o in things], device=device, dtype=torch.float32).T)
+    rows = [[o.cx, o.cy, o.radius] for o in things]
+    return torch.tensor(rows, device=device, dtype=torch.float32).view(-1, 3).unbind(1)
 
 
 def _distances(scenes: list[Scene], size: int, device: str) -> tuple[Tensor, Tensor]:
     """(n,H,W) signed distances of all objects of all scenes, and (n,) which scene each belongs to."""
     things = [o for s in scenes for o in s.objects]
-    owner = torch.tensor([b for b, s in enumerate(scenes) for _ in s.objects], device=device)
+    owner = torch.tensor([b for b, s in enumerate(scenes) for _ in s.objects], device=device, dtype=torch.long)
     shapes = torch.tensor([ALL_SHAPES.index(o.shape) for o in things], device=device)
     return drawing.distances(shapes, *_geometry(things, device), size), owner
 

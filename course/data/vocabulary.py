@@ -31,9 +31,9 @@ HELD_OUT = frozenset({("circle", "purple"), ("square", "orange"), ("triangle", "
 POSITIONS = {"center": (0.50, 0.50), "left": (0.31, 0.50), "right": (0.69, 0.50), "top": (0.50, 0.31), "bottom": (0.50, 0.69)}
 
 # radius of the circle around an object: one object may be larger than one of several, but never changes its name
-RADII = {"small": (0.125, 0.145), "large": (0.24, 0.27)}
-RADII_OF_SEVERAL = {"small": (0.120, 0.140), "large": (0.185, 0.205)}
-SIZE_BOUNDARY = 0.163
+RADII = {"small": (0.135, 0.150), "large": (0.250, 0.275)}
+RADII_OF_SEVERAL = {"small": (0.120, 0.140), "large": (0.200, 0.210)}
+SIZE_BOUNDARY = 0.173
 
 RELATIONS = ("left of", "right of", "above", "below")
 

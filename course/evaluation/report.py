@@ -11,7 +11,8 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Latent diffusion against pixel diffusion</title>
 <style>
- :root { color-scheme: light dark; --ink:#1d1d1f; --page:#fff; --soft:#f4f4f6; --line:#d9d9de; --latent:#0067a3; --pixel:#b84e00; }
+ :root { color-scheme: light dark; --ink:#1d1d1f; --page:#fff; --soft:#f4f4f6; --line:#d9d9de; --latent:#0067a3;
+   --pixel:#b84e00; }
  @media (prefers-color-scheme: dark) { :root { --ink:#ececf0; --page:#17171a; --soft:#232328; --line:#3a3a42;
    --latent:#5ab4ec; --pixel:#ff9950; } }
  body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
@@ -22,7 +23,8 @@ PAGE = """<!doctype html>
  th, td { padding: .32rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
  th:first-child, td:first-child { text-align: left; } thead th { font-weight: 600; }
  .latent { color: var(--latent); font-weight: 600; } .pixel { color: var(--pixel); font-weight: 600; }
- code, pre { background: var(--soft); border-radius: 4px; } code { padding: .1em .3em; } pre { padding: .8rem 1rem; overflow-x: auto; }
+ code, pre { background: var(--soft); border-radius: 4px; } code { padding: .1em .3em; }
+ pre { padding: .8rem 1rem; overflow-x: auto; }
  .small { font-size: .88rem; opacity: .8; }
 </style></head><body>
 <h1>The same U-Net, the same minutes: in latent space and in pixel space</h1>

@@ -73,9 +73,9 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
     """
     path = Path(folder) / "checkpoint.safetensors"
     average = deepcopy(model).requires_grad_(False)
-    # `fused`: one pass over the weights instead of a dozen
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")        # one pass over the weights instead of a dozen
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas,
-                                  weight_decay=config.weight_decay, fused=True)
+                                  weight_decay=config.weight_decay, fused=fused)
     state = {"step": 0, "images": 0, "seconds": 0.0, "curve": []}
     if resume and path.exists():
         state = checkpoint.load(path, model, average, optimiser, config)

@@ -19,8 +19,9 @@ def test_interleaved_is_a_median_in_turns():
     assert order == ["a", "b"] * 5 and times["b"] > 5 * times["a"]
 
 
-def test_the_two_arms_have_parameters_within_five_per_cent():
-    a, b = (cost.parameters(cost.denoiser(presets.PIPELINES[n], "meta")) for n in ("demo-latent", "demo-pixel"))
+@pytest.mark.parametrize("size", ["", "-gpu"])
+def test_the_two_arms_have_parameters_within_five_per_cent(size):
+    a, b = (cost.parameters(cost.denoiser(presets.PIPELINES[n + size], "meta")) for n in ("demo-latent", "demo-pixel"))
     assert abs(a / b - 1) < 0.05, (a, b)
 
 

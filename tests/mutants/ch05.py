@@ -128,8 +128,8 @@ WRONG[WALK] = [
     ("signal_without_root", walk_with(signal=lambda b: 1 - b), "did you forget the square root"),
     ("noise_without_root", walk_with(spread=lambda b: b), "the noise is multiplied by beta"),
     ("signal_not_scaled", walk_with(signal=lambda b: 1.0), "sqrt(1 - beta)"),
-    ("noise_not_scaled", walk_with(spread=lambda b: 1.0), "the noise has the factor sqrt(beta)"),
-    ("exchanged", walk_with(signal=lambda b: b**0.5, spread=lambda b: (1 - b) ** 0.5), "the noise has the factor sqrt(beta)"),
+    ("noise_not_scaled", walk_with(spread=lambda b: 1.0), "noise has the factor sqrt(beta)"),
+    ("exchanged", walk_with(lambda b: b**0.5, lambda b: (1 - b) ** 0.5), "noise has the factor sqrt(beta)"),
     ("one_step_short", walk_with(steps=lambda t: t), "t counts from 0"),
     ("one_step_too_many", walk_with(steps=lambda t: t + 2), "step t is the last one"),
 ]
@@ -267,8 +267,7 @@ WRONG[NOISE] += [("columns", along_the_wrong_axis(-1), "along the columns"),
 @wrong(NOISE, "was changed in place")
 def edits_x0(x0, noise, t, alphas_cumprod):
     a = column(alphas_cumprod[t], x0)
-    with torch.no_grad():
-        x0.copy_(a.sqrt() * x0)
+    x0 *= a.sqrt()
     return x0 + (1 - a).sqrt() * noise
 
 
