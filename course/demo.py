@@ -15,13 +15,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from course import files, presets
+from course import files, presets, tokenizer
 from course.data import Scenes, latents, oracle
 from course.data.captions import full_captions
 from course.errors import CheckpointError, UsageError
 from course.evaluation import cost, figures, report
 from course.pipeline import StableDiffusion
-from course.tokenizer import Tokenizer
 from course.training import autoencoder, diffusion, loop
 from course.training.progress import Progress
 
@@ -116,7 +115,7 @@ class Demo:
                                  for i in range(0, r.pictures, 1024)])                  # (n,3,H,W)
         phrasings = [full_captions(scene)[:CAPTIONS] for scene in train.scenes(range(r.pictures))]
         text = self.configs["latent"].text
-        self.tokenizer = Tokenizer.train([p for four in phrasings[:2048] for p in four], num_merges=400, length=text.length)
+        self.tokenizer = tokenizer.Tokenizer.train([p for four in phrasings[:2048] for p in four], num_merges=400, length=text.length)
         flat = self.tokenizer([p for four in phrasings for p in four])                  # (n*K,N)
         self.ids = flat.view(len(phrasings), CAPTIONS, text.length)                     # (n,K,N)
         self.null_ids = self.tokenizer("")[0]                                           # (N,)

@@ -80,7 +80,7 @@ TEXTS = {
     # CLIP ViT-L/14's text half: 123,060,480 parameters
     "clip-l": text.TextConfig(),
     # the demo's, trained jointly with the U-Net
-    "demo-text": text.TextConfig(vocab_size=1024, length=24, width=128, layers=2, heads=4, activation="gelu"),
+    "demo-text": text.TextConfig(vocab_size=1024, length=16, width=128, layers=2, heads=4, activation="gelu"),
 }
 
 

@@ -44,11 +44,11 @@ def test_block_against_diffusers(context_dim):
 @pytest.mark.parametrize("linear", [False, True])
 def test_spatial_transformer_against_diffusers(linear):
     models = pytest.importorskip("diffusers.models.transformers.transformer_2d")
-    theirs = randomise(models.Transformer2DModel(2, 16, in_channels=32, num_layers=2, cross_attention_dim=24,
+    theirs = randomise(models.Transformer2DModel(2, 64, in_channels=128, num_layers=2, cross_attention_dim=24,
                                                  use_linear_projection=linear)).eval()
-    ours = SpatialTransformer(32, 24, 2, 16, depth=2, linear_proj=linear)
+    ours = SpatialTransformer(128, 24, 2, 64, depth=2, linear_proj=linear)
     ours.load_state_dict(theirs.state_dict())
-    x, context = torch.randn(2, 32, 4, 6), torch.randn(2, 5, 24)
+    x, context = torch.randn(2, 128, 4, 6), torch.randn(2, 5, 24)
     expected = theirs(x, encoder_hidden_states=context).sample
     assert (ours(x, context) - expected).abs().max() < 1e-4 * expected.abs().max()
 

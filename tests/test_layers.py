@@ -22,7 +22,7 @@ def test_timestep_embedding_against_diffusers():
     assert torch.allclose(timestep_embedding(t, 320), theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels_in, channels_out", [(32, 64), (64, 64)])
+@pytest.mark.parametrize("channels_in, channels_out", [(128, 256), (128, 128)])
 def test_resblock_against_diffusers(channels_in, channels_out):
     resnet = pytest.importorskip("diffusers.models.resnet")
     theirs = randomise(resnet.ResnetBlock2D(in_channels=channels_in, out_channels=channels_out, temb_channels=16, eps=1e-5))

@@ -9,8 +9,8 @@ from tests.conftest import TINY_UNET, randomise
 
 def read_keys(folder, name: str) -> dict[str, tuple[int, ...]]:
     lines = (folder / "checkpoint_keys" / name).read_text().splitlines()
-    return {line.split(" ", 1)[0]: tuple(int(n) for n in line.split(" ", 1)[1].strip("() ").split(",") if n.strip())
-            for line in lines if line.strip()}
+    rows = [line.split(maxsplit=1) for line in lines if line.strip()]
+    return {name: tuple(int(n) for n in shape.strip("()").split(",") if n.strip()) for name, shape in rows}
 
 
 @pytest.mark.parametrize("preset, file, parameters", [
@@ -26,10 +26,10 @@ def test_against_diffusers():
     """A small U-Net with attention on one level only, skips and both changes of scale; every weight random."""
     diffusers = pytest.importorskip("diffusers")
     theirs = randomise(diffusers.UNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=2, attention_head_dim=2,
+        in_channels=4, out_channels=4, block_out_channels=(128, 256), layers_per_block=2, attention_head_dim=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=24)).eval()
-    ours = UNet(UNetConfig(block_channels=(32, 64), layers_per_block=2, depth=(0, 1), heads=(2, 2), context_dim=24))
+    ours = UNet(UNetConfig(block_channels=(128, 256), layers_per_block=2, depth=(0, 1), heads=(2, 2), context_dim=24))
     ours.load_state_dict(theirs.state_dict())
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 977]), torch.randn(2, 5, 24)
     expected = theirs(x, t, context).sample

@@ -30,9 +30,9 @@ def test_extreme_log_variances_stay_finite():
 def test_against_diffusers():
     diffusers = pytest.importorskip("diffusers")
     theirs = randomise(diffusers.AutoencoderKL(
-        block_out_channels=(32, 64), layers_per_block=1, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        block_out_channels=(128, 256), layers_per_block=1, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2)).eval()
-    ours = AutoencoderKL(VAEConfig(block_channels=(32, 64), layers_per_block=1))
+    ours = AutoencoderKL(VAEConfig(block_channels=(128, 256), layers_per_block=1))
     ours.load_state_dict(theirs.state_dict())
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     q, expected = ours.encode(x), theirs.encode(x).latent_dist
