@@ -115,7 +115,8 @@ class Demo:
                                  for i in range(0, r.pictures, 1024)])                  # (n,3,H,W)
         phrasings = [full_captions(scene)[:CAPTIONS] for scene in train.scenes(range(r.pictures))]
         text = self.configs["latent"].text
-        self.tokenizer = tokenizer.Tokenizer.train([p for four in phrasings[:2048] for p in four], num_merges=400, length=text.length)
+        words = [p for four in phrasings[:2048] for p in four]
+        self.tokenizer = tokenizer.Tokenizer.train(words, num_merges=400, length=text.length)
         flat = self.tokenizer([p for four in phrasings for p in four])                  # (n*K,N)
         self.ids = flat.view(len(phrasings), CAPTIONS, text.length)                     # (n,K,N)
         self.null_ids = self.tokenizer("")[0]                                           # (N,)
@@ -142,22 +143,22 @@ class Demo:
         config = replace(config, vae=replace(config.vae, scaling_factor=vae.scaling_factor))
         arm, state = self._train_arm("latent", config, diffusion.latent_batches(mean, std, vae.scaling_factor, self.device),
                                      loop.Budget(minutes=max(r.minutes - spent / 60, 0.01)), vae)
-        arm.save(self.out / "model")
         return arm, state, spent + state["seconds"]
 
     def _pixel(self, seconds: float):
-        arm, state = self._train_arm("pixel", self.configs["pixel"], diffusion.pixel_batches(self.images, self.device),
-                                     loop.Budget(minutes=seconds / 60), None)
-        arm.save(self.out / "pixel" / "model")
-        return arm, state
+        return self._train_arm("pixel", self.configs["pixel"], diffusion.pixel_batches(self.images, self.device),
+                               loop.Budget(minutes=seconds / 60), None)
 
     def _train_arm(self, name: str, config, batches, budget: loop.Budget, vae):
         r = self.recipe
         torch.manual_seed(r.seed)
         arm = StableDiffusion(config, self.tokenizer, autoencoder=vae).to(self.device)
         both = diffusion.ConditionalDenoiser(arm.unet, arm.text_encoder)
-        state = diffusion.train(both, batches, self.ids, self.null_ids, arm.schedule, self.out / name, budget,
-                                replace(getattr(r, name), seed=r.seed), config.predict, title=f"{name} model", **self.how)
+        try:
+            state = diffusion.train(both, batches, self.ids, self.null_ids, arm.schedule, self.out / name, budget,
+                                    replace(getattr(r, name), seed=r.seed), config.predict, title=f"{name} model", **self.how)
+        finally:                                               # an unfinished model can be sampled, too
+            arm.save(self.out / "model" if name == "latent" else self.out / name / "model")
         return arm, state
 
     def _samples(self, name: str, arm: StableDiffusion) -> dict[str, dict]:

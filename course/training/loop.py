@@ -15,6 +15,7 @@ from torch import nn
 
 from course.errors import TrainingError, UsageError
 from course.training import checkpoint
+from course.training.interrupt import deferred_interrupt
 from course.training.progress import Progress
 
 
@@ -69,7 +70,8 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
         resume: go on from that file if it is there.
 
     Returns {"step", "images", "seconds", "curve": [[step, images, seconds, loss, lr], ...]}.
-    Raises TrainingError where the loss is not finite, naming step and seed. Ctrl-C saves, then goes through.
+    Raises TrainingError where the loss is not finite, naming step and seed. However it ends, the state
+    is saved and `model` holds the average.
     """
     path = Path(folder) / "checkpoint.safetensors"
     average = deepcopy(model).requires_grad_(False)
@@ -83,8 +85,9 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
     model.train()
     started, saved = time.perf_counter() - state["seconds"], time.perf_counter()
     try:
-        with Progress(title, quiet) as progress:
+        with Progress(title, quiet) as progress, deferred_interrupt() as check_interrupt:
             while (used := budget.used(state["step"], state["seconds"])) < 1:
+                check_interrupt()
                 lr = learning_rate(config, used, state["images"])
                 for group in optimiser.param_groups:
                     group["lr"] = lr
@@ -108,12 +111,10 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
                 if time.perf_counter() - saved > config.save_seconds:
                     checkpoint.save(path, model, average, optimiser, config, state)
                     saved = time.perf_counter()
-    except KeyboardInterrupt:
+    finally:                                                   # done, Ctrl-C or an error: the last good state is kept
         checkpoint.save(path, model, average, optimiser, config, state)
-        raise
-    checkpoint.save(path, model, average, optimiser, config, state)
-    model.load_state_dict(average.state_dict())
-    model.eval()
+        model.load_state_dict(average.state_dict())
+        model.eval()
     return state
 
 

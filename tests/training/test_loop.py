@@ -36,6 +36,27 @@ class Stop(KeyboardInterrupt):
     pass
 
 
+def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
+    """A real SIGINT in the middle of a step: the step is finished, counted and saved, and resuming is still exact."""
+    whole = make()
+    loop.fit(whole, loss_of_batch, CONFIG, loop.Budget(steps=20), tmp_path / "a", quiet=True)
+    calls = 0
+
+    def signalled(model, generator):
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss_of_batch(model, generator)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(make(), signalled, CONFIG, loop.Budget(steps=20), tmp_path / "b", quiet=True)
+    assert files.load_tensors(tmp_path / "b" / "checkpoint.safetensors")[1]["state"]["step"] == 7
+    resumed = make()
+    loop.fit(resumed, loss_of_batch, CONFIG, loop.Budget(steps=20), tmp_path / "b", quiet=True)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_resume_equals_uninterrupted_bit_for_bit(tmp_path):
     budget, whole = loop.Budget(steps=30), make()
     loop.fit(whole, loss_of_batch, CONFIG, budget, tmp_path / "a", quiet=True)
