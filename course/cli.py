@@ -82,8 +82,7 @@ def doctor(as_json: Json = False) -> None:
         print(examination.to_json(findings))
     else:
         examination.render(findings)
-    if any(f.status == "missing" for f in findings):
-        raise typer.Exit(1)
+    raise typer.Exit(examination.exit_code(findings))
 
 
 @app.command()
