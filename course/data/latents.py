@@ -5,18 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from course import files
+from course import files, pixels
 from course.errors import CheckpointError
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 0 ... 255 -> float32 -1 ... 1, any shape."""
-    return images.float() / 127.5 - 1
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """float -1 ... 1 -> uint8 0 ... 255, any shape."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 @torch.no_grad()
@@ -24,7 +14,7 @@ def encode_all(vae, images: Tensor, device: str = "cpu", batch_size: int = 256) 
     """Mean and standard deviation of q(z|x) for uint8 images (B,3,H,W): (B,c,h,w) twice, on the CPU, unscaled."""
     means, stds = [], []
     for chunk in images.split(batch_size):
-        posterior = vae.encode(to_unit(chunk.to(device)))
+        posterior = vae.encode(pixels.to_unit(chunk.to(device)))
         means.append(posterior.mean.cpu())
         stds.append(torch.exp(0.5 * posterior.logvar).cpu())
     return torch.cat(means), torch.cat(stds)

@@ -36,10 +36,10 @@ def noisy(images: Tensor, sigma: float) -> Tensor:
     return (images + sigma * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
 
 
-def pictures(size: int, objects: tuple[int, int], count: int):
+def pictures(size: int, objects: tuple[int, int], indices: range):
     data = Scenes(size, "test", objects=objects, degraded=0)
-    scenes = data.scenes(range(count))
-    return data.images(range(count), scenes), scenes
+    scenes = data.scenes(indices)
+    return data.images(indices, scenes), scenes
 
 
 def study(out: str | Path, clean: int = 2000, spoilt: int = 200) -> dict:
@@ -53,13 +53,11 @@ def study(out: str | Path, clean: int = 2000, spoilt: int = 200) -> dict:
                 row = {"size": value, "objects": "1" if objects == (1, 1) else "2-3"}
                 rates = {}
                 for start in range(0, clean, 500):             # a quarter of the pictures in memory at a time
-                    n = min(500, clean - start)
-                    data = Scenes(value, "test", objects=objects, degraded=0)
-                    scenes = data.scenes(range(start, start + n))
-                    part = oracle.rates(data.images(range(start, start + n), scenes), scenes)
-                    rates = {key: rates.get(key, 0) + part[key] * n / clean for key in part}
+                    chunk = range(start, min(start + 500, clean))
+                    part = oracle.rates(*pictures(value, objects, chunk))
+                    rates = {key: rates.get(key, 0) + part[key] * len(chunk) / clean for key in part}
             else:
-                images, scenes = pictures(64, (1, 1), spoilt)
+                images, scenes = pictures(64, (1, 1), range(spoilt))
                 row = {"sigma": value}
                 rates = oracle.rates((blurred if what == "blur" else noisy)(images, value), scenes)
             found[what].append(row | rates)
@@ -103,7 +101,7 @@ def plot(found: dict, path: Path) -> None:
     figure = plt.figure(figsize=(9.6, 5.0))
     layout = GridSpec(2, 12, height_ratios=(3.2, 1), hspace=0.55, wspace=0.15, left=0.075, right=0.985, top=0.93,
                       bottom=0.03)
-    images, _ = pictures(64, (1, 1), 8)
+    images, _ = pictures(64, (1, 1), range(8))
     for half, (what, title, spoil) in enumerate((("blur", "Gaussian blur, sigma in picture widths", blurred),
                                                  ("noise", "Gaussian noise, sigma on a scale from -1 to 1", noisy))):
         axis = figure.add_subplot(layout[0, 6 * half + (1 if half else 0): 6 * half + 6])

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from course.data.latents import to_unit
+from course import pixels
 from course.training import loop
 
 
@@ -35,7 +35,7 @@ def train(vae, images: Tensor, folder: str | Path, budget: loop.Budget, config: 
 
     def loss_of_batch(model, generator):
         chosen = torch.randint(len(images), (config.batch_size,), generator=generator)
-        x = to_unit(images[chosen.to(device)])                                          # (B,3,H,W)
+        x = pixels.to_unit(images[chosen.to(device)])                                   # (B,3,H,W)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             reconstruction, posterior = model(x, generator)
         return loss(x, reconstruction, posterior)

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from course import objectives
-from course.data.latents import to_unit
+from course import objectives, pixels
 from course.training import loop
 
 
@@ -36,7 +35,7 @@ def latent_batches(mean: Tensor, std: Tensor, scale: float, device: str) -> Call
 def pixel_batches(images: Tensor, device: str) -> Callable:
     """(chosen, generator) -> x_0 (B,3,H,W) in [-1, 1]."""
     images = images.to(device)
-    return lambda chosen, generator: to_unit(images[chosen])
+    return lambda chosen, generator: pixels.to_unit(images[chosen])
 
 
 def train(denoiser: ConditionalDenoiser, batches: Callable, ids: Tensor, null_ids: Tensor, schedule,

@@ -13,6 +13,7 @@ import torch
 from course import classroom, parts, schedule
 from course.classroom import check, checks, use
 from course.classroom.checks import ch05
+from course.classroom.checks.ch05 import answers
 from course.errors import UsageError
 
 PATH = Path(__file__).parents[1] / "mutants" / "ch05.py"
@@ -97,7 +98,7 @@ def test_a_half_written_answer_keeps_the_points_of_the_written_half():
     def linear_only(steps, num_steps=1000, spacing="trailing"):
         if spacing == "leading" and num_steps != 10:
             raise NotImplementedError
-        return ch05.timesteps(steps, num_steps, spacing)
+        return answers.timesteps(steps, num_steps, spacing)
     result = checks.find("schedule.timesteps").run(linear_only)
     assert 0 < result.points < result.max_points
     assert "not written yet" in "\n".join(result.messages)
@@ -127,7 +128,7 @@ def test_use_keeps_what_passes_and_replaces_what_does_not(capsys):
     assert use("schedule.add_noise", mine) is mine
     assert capsys.readouterr().out == ""
     stand_in = use("schedule.add_noise", None)
-    assert stand_in is ch05.add_noise
+    assert stand_in is answers.add_noise
     assert "course's own part" in capsys.readouterr().out
 
 
@@ -148,22 +149,22 @@ def test_a_check_leaves_the_random_state_alone():
 def test_the_courses_answers_equal_the_library():
     for kind in schedule.KINDS:
         library = schedule.NoiseSchedule(1000, kind)
-        betas, alphas_cumprod = ch05.make_schedule(kind)
+        betas, alphas_cumprod = answers.make_schedule(kind)
         torch.testing.assert_close(betas, library.betas)
         torch.testing.assert_close(alphas_cumprod, library.alphas_cumprod)
         t = torch.tensor([0, 10, 500, 999])
         x, noise = torch.randn(4, 2, 3, 3).double(), torch.randn(4, 2, 3, 3).double()
         x_t = library.add_noise(x, noise, t)
-        torch.testing.assert_close(ch05.add_noise(x, noise, t, alphas_cumprod), x_t)
-        torch.testing.assert_close(ch05.log_snr(alphas_cumprod)[0], library.snr(torch.arange(1000)).log())
+        torch.testing.assert_close(answers.add_noise(x, noise, t, alphas_cumprod), x_t)
+        torch.testing.assert_close(answers.log_snr(alphas_cumprod)[0], library.snr(torch.arange(1000)).log())
         triple = {"x0": x, "eps": noise, "v": library.to_v(x, noise, t)}
         for given, prediction in triple.items():
-            converted = ch05.convert(x_t, prediction, t, alphas_cumprod, given)
+            converted = answers.convert(x_t, prediction, t, alphas_cumprod, given)
             for found, right in zip(converted, triple.values(), strict=True):
                 torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
     for steps in (1, 7, 30, 50, 1000):
         for spacing in ("leading", "trailing"):
-            assert torch.equal(ch05.timesteps(steps, 1000, spacing), library.timesteps(steps, spacing))
+            assert torch.equal(answers.timesteps(steps, 1000, spacing), library.timesteps(steps, spacing))
 
 
 def test_a_swapped_schedule_does_not_reach_the_checks():

@@ -1,6 +1,6 @@
 """Checks: what each exercise asks for, as a list of properties, each of which names the likely bug when it fails.
 
-One module per chapter (`ch05.py`) holds `EXERCISES`, a list of `Exercise`. A property is a function of the student's
+One module or package per chapter (`ch05`) holds `EXERCISES`, a list of `Exercise`. A property is a function of the student's
 object that returns None, or a sentence that says what is wrong:
 
     ADD_NOISE = Exercise("schedule.add_noise", points=3, minutes=10, reference=add_noise)
