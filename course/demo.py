@@ -15,16 +15,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from course import files, presets, tokenizer
-from course.data import Scenes, latents, oracle
-from course.data.captions import full_captions
+from course import files, pixels, presets, tokenizer
+from course.data import Scenes, captions, latents, oracle
 from course.errors import CheckpointError, UsageError
 from course.evaluation import cost, figures, report
 from course.pipeline import StableDiffusion
 from course.training import autoencoder, diffusion, loop
 from course.training.progress import Progress
-
-CAPTIONS = 4                               # phrasings of each training picture that the text encoder may meet
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,14 @@ class Recipe:
 
     models: tuple[str, str] = ("demo-latent", "demo-pixel")
     minutes: float = 8.0                   # of training for each arm; the autoencoder's are the latent arm's
-    autoencoder_share: float = 0.45
+    autoencoder_share: float = 0.40
     pictures: int = 8_192                 # drawn for training
     prompts: int = 256
     steps: int = 25
     seed: int = 0
     autoencoder: loop.LoopConfig = loop.LoopConfig(batch_size=8, lr=3e-3, warmup_images=800, ema_halflife=2_000)
-    latent: loop.LoopConfig = loop.LoopConfig(batch_size=32, lr=1.5e-3, warmup_images=2_000, ema_halflife=4_000)
-    pixel: loop.LoopConfig = loop.LoopConfig(batch_size=16, lr=1e-3, warmup_images=1_000, ema_halflife=1_000)
+    latent: loop.LoopConfig = loop.LoopConfig(batch_size=32, lr=3e-3, warmup_images=2_000, ema_halflife=4_000)
+    pixel: loop.LoopConfig = loop.LoopConfig(batch_size=8, lr=3e-3, warmup_images=300, ema_halflife=1_000)
 
 
 # a GPU gets larger models and batches in the same minutes; not measured on a GPU
@@ -111,14 +108,15 @@ class Demo:
         r, self.size = self.recipe, self.configs["latent"].image_size
         kind = dict(objects=(1, 1), textures=("plain",), degraded=0.0)
         train = Scenes(self.size, "train", r.seed, **kind)
-        self.images = torch.cat([latents.to_bytes(train.images(range(i, min(i + 1024, r.pictures))))
+        self.images = torch.cat([pixels.to_bytes(train.images(range(i, min(i + 1024, r.pictures))))
                                  for i in range(0, r.pictures, 1024)])                  # (n,3,H,W)
-        phrasings = [full_captions(scene)[:CAPTIONS] for scene in train.scenes(range(r.pictures))]
+        phrasings = [[*captions.full_captions(scene), captions.caption(scene, short=True)]   # the last leaves the place open
+                     for scene in train.scenes(range(r.pictures))]
         text = self.configs["latent"].text
-        words = [p for four in phrasings[:2048] for p in four]
+        words = [p for ways in phrasings[:2048] for p in ways]
         self.tokenizer = tokenizer.Tokenizer.train(words, num_merges=400, length=text.length)
-        flat = self.tokenizer([p for four in phrasings for p in four])                  # (n*K,N)
-        self.ids = flat.view(len(phrasings), CAPTIONS, text.length)                     # (n,K,N)
+        flat = self.tokenizer([p for ways in phrasings for p in ways])                  # (n*K,N)
+        self.ids = flat.view(len(phrasings), -1, text.length)                           # (n,K,N)
         self.null_ids = self.tokenizer("")[0]                                           # (N,)
         self.tests = {split: Scenes(self.size, split, r.seed, **kind) for split in ("test", "heldout")}
 
@@ -169,10 +167,10 @@ class Demo:
             scenes, prompts = data.scenes(range(n)), data.captions(range(n), full=True)
             path = self.out / name / f"samples-{split}.safetensors"
             if path.exists():
-                images = latents.to_unit(files.load_tensors(path)[0]["images"])
+                images = pixels.to_unit(files.load_tensors(path)[0]["images"])
             else:
                 images = self._generate(arm, prompts, f"{name} model draws {n} prompts ({split})")
-                files.save_tensors(path, {"images": latents.to_bytes(images)}, {"prompts": prompts})
+                files.save_tensors(path, {"images": pixels.to_bytes(images)}, {"prompts": prompts})
             scores = [oracle.score(reading, scene) for reading, scene in zip(oracle.read(images), scenes, strict=True)]
             found[split] = {"images": images, "prompts": prompts, "scores": scores}
         return found

@@ -15,17 +15,19 @@ from course.errors import UsageError
 
 PARTS = (
     "schedule.NoiseSchedule",
-    "objectives.training_target", "objectives.diffusion_loss",
+    "objectives.training_target", "objectives.min_snr_weight", "objectives.diffusion_loss", "objectives.flow_matching_loss",
     "layers.timestep_embedding", "layers.group_norm", "layers.TimestepEmbedding", "layers.ResBlock",
     "layers.Downsample", "layers.Upsample",
     "attention.attend", "attention.CrossAttention", "attention.GEGLU", "attention.FeedForward",
     "attention.BasicTransformerBlock", "attention.SpatialTransformer",
     "unet.UNet",
     "vae.DiagonalGaussian", "vae.Encoder", "vae.Decoder", "vae.AutoencoderKL",
+    "vq.VectorQuantizer", "vq.VQAutoencoder",
     "tokenizer.Tokenizer",
     "text.TextEncoder",
-    "samplers.ddim", "samplers.ddpm",
+    "samplers.ddim", "samplers.ddpm", "samplers.euler", "samplers.heun", "samplers.dpmpp_2m", "samplers.unipc",
     "guidance.classifier_free_guidance",
+    "controlnet.HintNet", "controlnet.ControlNet",
 )
 
 _active: dict[str, object] = {}

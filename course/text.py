@@ -33,27 +33,47 @@ class TextConfig:
     layers: int = 12
     heads: int = 12
     activation: str = "quick_gelu"
+    skip: int = 0                             # read the stream so many layers before the end, without the last norm: SDXL 1
+    projection: int | None = None             # width of the pooled vector; None: there is none
+    eos_id: int = 49_407                      # the token whose place the pooled vector is read from
 
     def __post_init__(self):
         if self.width % self.heads:
             raise UsageError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        if not 0 <= self.skip < self.layers:
+            raise UsageError(f"skip must lie in 0 ... layers - 1, got {self.skip} of {self.layers}")
         if self.activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
 
 
 class TextEncoder(nn.Module):
-    """forward(ids (B,N) int64) -> context (B,N,width), after the final LayerNorm. No padding mask, as in CLIP."""
+    """forward(ids (B,N) int64) -> context (B,N,width), after the final LayerNorm. No padding mask, as in CLIP.
+
+    With `skip` layers left out the context is the stream as it is there, not normalised: SDXL reads the last but one.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
         self.text_model = TextModel(config)
+        self.text_projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, ids: Tensor) -> Tensor:
+        return self.text_model(self.check(ids), self.config.skip)                       # (B,N,D)
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        """One vector a text, (B,projection): the end token after all layers, which has read everything before it."""
+        if self.text_projection is None:
+            raise UsageError("this text encoder has no projection, so no pooled vector: see TextConfig.projection")
+        last = self.text_model(self.check(ids), 0)                                      # (B,N,D)
+        ends = (ids == self.config.eos_id).int().argmax(dim=1)                          # (B,): the first of them
+        return self.text_projection(last[torch.arange(len(ids)), ends])                 # (B,P)
+
+    def check(self, ids: Tensor) -> Tensor:
         c = self.config
         if ids.ndim != 2 or ids.shape[1] > c.length or ids.dtype != torch.long:
             raise ShapeError(f"expected int64 token ids (B,N), N at most {c.length}, got {ids.dtype} {tuple(ids.shape)}")
-        return self.text_model(ids)                                                     # (B,N,D)
+        return ids
 
 
 class TextModel(nn.Module):
@@ -63,11 +83,12 @@ class TextModel(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList([Layer(config) for _ in range(config.layers)])})
         self.final_layer_norm = nn.LayerNorm(config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         x = self.embeddings(ids)                                                        # (B,N,D)
-        for layer in self.encoder["layers"]:
+        layers = self.encoder["layers"]
+        for layer in layers[: len(layers) - skip]:
             x = layer(x)                                                                # (B,N,D)
-        return self.final_layer_norm(x)
+        return x if skip else self.final_layer_norm(x)
 
 
 class Embeddings(nn.Module):
@@ -77,8 +98,9 @@ class Embeddings(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.length, config.width)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)                          # CLIP's own initial scales
-        nn.init.normal_(self.position_embedding.weight, std=0.01)
+        # CLIP starts both near 0.02, which suits 400 million captions. A short run needs words that differ from the
+        # first step on (std 1, torch's own), and by more than their places do.
+        nn.init.normal_(self.position_embedding.weight, std=0.1)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]

@@ -27,11 +27,21 @@ class VAEConfig:
     layers_per_block: int = 2                                # residual blocks a level; the decoder has one more
     stem: int = 1                                            # fold stem x stem pixels into channels at both ends
     mid_attention: bool = True
+    level_attention: tuple[bool, ...] = ()                   # levels with self-attention too; () is none
     scaling_factor: float = 0.18215                          # 1 / std of the latents, so that diffusion sees unit scale
 
     def __post_init__(self):
         if any(channels % 32 for channels in self.block_channels):
             raise UsageError(f"block_channels must be multiples of 32 (GroupNorm), got {self.block_channels}")
+        if self.level_attention and len(self.level_attention) != len(self.block_channels):
+            raise UsageError(f"level_attention needs one entry a level or none, got {self.level_attention}")
+
+    def has_attention(self, level: int) -> bool:
+        return bool(self.level_attention) and self.level_attention[level]
+
+    @property
+    def encoder_channels(self) -> int:
+        return 2 * self.latent_channels                      # mean and log-variance
 
     @property
     def factor(self) -> int:
@@ -78,10 +88,7 @@ class AutoencoderKL(nn.Module):
         nn.init.constant_(self.quant_conv.bias[c:], -6.0)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        c = self.config
-        if x.ndim != 4 or x.shape[1] != c.in_channels or x.shape[2] % c.factor or x.shape[3] % c.factor:
-            raise ShapeError(f"expected (B,{c.in_channels},H,W) with H and W multiples of {c.factor}, "
-                             f"got {tuple(x.shape)}")
+        check_image(x, self.config)
         return DiagonalGaussian(self.quant_conv(self.encoder(x)))                       # (B,2c,H/f,W/f)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -95,8 +102,15 @@ class AutoencoderKL(nn.Module):
         return self.decode(posterior.sample(generator)), posterior
 
 
+def check_image(x: Tensor, config: VAEConfig) -> None:
+    """Raises ShapeError for what cannot be encoded."""
+    if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] % config.factor or x.shape[3] % config.factor:
+        raise ShapeError(f"expected (B,{config.in_channels},H,W) with H and W multiples of {config.factor}, "
+                         f"got {tuple(x.shape)}")
+
+
 class Encoder(nn.Module):
-    """(B,3,H,W) -> (B,2c,H/f,W/f): mean and log-variance, before quant_conv."""
+    """(B,3,H,W) -> (B,2c,H/f,W/f): mean and log-variance, before quant_conv; (B,c,H/f,W/f) for a VQConfig."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -106,10 +120,11 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
-            self.down_blocks.append(Level(widths[max(i - 1, 0)], width, config.layers_per_block, down=not last))
+            self.down_blocks.append(Level(widths[max(i - 1, 0)], width, config.layers_per_block, down=not last,
+                                          with_attention=config.has_attention(i)))
         self.mid_block = Middle(widths[-1], config.mid_attention)
         self.conv_norm_out = layers.group_norm(widths[-1], 1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.encoder_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(self.stem(x))                                                  # (B,C,H/stem,W/stem)
@@ -130,7 +145,8 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
-            self.up_blocks.append(Level(widths[max(i - 1, 0)], width, config.layers_per_block + 1, up=not last))
+            self.up_blocks.append(Level(widths[max(i - 1, 0)], width, config.layers_per_block + 1, up=not last,
+                                        with_attention=config.has_attention(len(widths) - 1 - i)))
         self.conv_norm_out = layers.group_norm(widths[-1], 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.in_channels * config.stem**2, 3, padding=1)
         self.stem = nn.PixelShuffle(config.stem)
@@ -143,18 +159,22 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, then the step to the next."""
+    """Residual blocks of one resolution, each followed by attention if asked, then the step to the next."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, down: bool = False, up: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, down: bool = False, up: bool = False,
+                 with_attention: bool = False):
         super().__init__()
         inputs = [in_channels] + [out_channels] * (blocks - 1)
         self.resnets = nn.ModuleList([layers.ResBlock(n, out_channels, None, eps=1e-6) for n in inputs])
+        self.attentions = nn.ModuleList([SelfAttention(out_channels) for _ in inputs]) if with_attention else None
         self.downsamplers = nn.ModuleList([layers.Downsample(out_channels, asymmetric=True)]) if down else None
         self.upsamplers = nn.ModuleList([layers.Upsample(out_channels)]) if up else None
 
     def forward(self, h: Tensor) -> Tensor:
-        for resnet in self.resnets:
+        for i, resnet in enumerate(self.resnets):
             h = resnet(h)                                                               # (B,C,H,W)
+            if self.attentions is not None:
+                h = self.attentions[i](h)
         for step in self.downsamplers or self.upsamplers or []:
             h = step(h)                                                                 # (B,C,H/2,W/2) or (B,C,2H,2W)
         return h
