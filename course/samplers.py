@@ -11,7 +11,13 @@ A sampler is a function. All of them share one signature:
     generator                  the CPU generator that noise is drawn from
     clip_x0                    clamp every estimate of x_0 to [-clip_x0, clip_x0]; for pixels 1.0, for latents None
     callback(i, t, x, x0)      called after step i with the new x and the estimate of x_0 that led to it
+
+`ddim` and `ddpm` stop at `schedule.final_alpha_cumprod`. `euler`, `heun`, `dpmpp_2m` and `unipc` solve the same
+differential equation with fewer calls of the network, have no randomness, and end where no noise is left.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,7 +65,126 @@ def ddpm(denoiser, x: Tensor, timesteps: Tensor, *, schedule, eta: float = 1.0,
     return x
 
 
-SAMPLERS = ("ddim", "ddpm")                                    # names, looked up at the call: see `by_name`
+def euler(denoiser, x: Tensor, timesteps: Tensor, *, schedule, eta: float = 0.0,
+          generator: torch.Generator | None = None, clip_x0: float | None = None, callback=None) -> Tensor:
+    """Euler's method in sigma-space, Karras et al. 2022, algorithm 1 without its second half.
+
+    With y = x / sqrt(ab) = x_0 + sigma eps the probability-flow ODE is dy / dsigma = eps, so a step is a straight line:
+
+        y_next = y + (sigma_next - sigma) eps
+
+    The same step as DDIM's with eta = 0, written in other letters.
+    """
+    for i, now, after in _levels("euler", schedule, timesteps, eta):
+        x0, eps = _estimate(x, denoiser(x, now.t), now.a**2, clip_x0)                   # (B,C,H,W) twice
+        y = x / now.a + (after.sigma - now.sigma) * eps
+        x = after.a * y
+        if callback:
+            callback(i, now.t, x, x0)
+    return x
+
+
+def heun(denoiser, x: Tensor, timesteps: Tensor, *, schedule, eta: float = 0.0,
+         generator: torch.Generator | None = None, clip_x0: float | None = None, callback=None) -> Tensor:
+    """Heun's method, Karras et al. 2022, algorithm 1: walk the line, look at the slope there too, take their average.
+
+    Second order for two calls of the network a step. The last step, to sigma = 0, is Euler's: no slope is known there.
+    """
+    for i, now, after in _levels("heun", schedule, timesteps, eta):
+        x0, slope = _estimate(x, denoiser(x, now.t), now.a**2, clip_x0)                 # (B,C,H,W) twice
+        y = x / now.a
+        there = y + (after.sigma - now.sigma) * slope
+        if after.sigma > 0:
+            _, slope_there = _estimate(after.a * there, denoiser(after.a * there, after.t), after.a**2, clip_x0)
+            there = y + (after.sigma - now.sigma) * (slope + slope_there) / 2
+        x = after.a * there
+        if callback:
+            callback(i, now.t, x, x0)
+    return x
+
+
+def dpmpp_2m(denoiser, x: Tensor, timesteps: Tensor, *, schedule, eta: float = 0.0,
+             generator: torch.Generator | None = None, clip_x0: float | None = None, callback=None) -> Tensor:
+    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: second order for one call a step, by remembering the last answer.
+
+    In lambda = log(a / s) the ODE is linear but for x_0(lambda), and its exact solution over a stride h is
+
+        x_next = s_next / s x - a_next (e^-h - 1) D,          D = x_0, extended along the line through the last two
+    """
+    before = x0_before = None
+    for i, now, after in _levels("dpmpp_2m", schedule, timesteps, eta):
+        x0, _ = _estimate(x, denoiser(x, now.t), now.a**2, clip_x0)                     # (B,C,H,W)
+        h, D = after.lam - now.lam, x0
+        if before is not None and after.sigma > 0:             # on the way to sigma = 0 h is infinite: first order there
+            ratio = (now.lam - before.lam) / h
+            D = x0 + (x0 - x0_before) / (2 * ratio)
+        x = after.s / now.s * x - after.a * math.expm1(-h) * D
+        before, x0_before = now, x0
+        if callback:
+            callback(i, now.t, x, x0)
+    return x
+
+
+def unipc(denoiser, x: Tensor, timesteps: Tensor, *, schedule, eta: float = 0.0,
+          generator: torch.Generator | None = None, clip_x0: float | None = None, callback=None) -> Tensor:
+    """UniPC, Zhao et al. 2023, algorithms 5-6, with B(h) = e^h - 1: predict at second order, correct one step later.
+
+    The answer of the network at the new level is needed for the next prediction anyway. It also says how far off the
+    last one was, so the last step is taken again with it: third order, at no further call.
+    """
+    past = []                                                  # (level, x_0) of earlier steps, the latest last
+    start = order = None                                       # x before the last prediction, and that one's order
+    for i, now, after in _levels("unipc", schedule, timesteps, eta):
+        x0, _ = _estimate(x, denoiser(x, now.t), now.a**2, clip_x0)                     # (B,C,H,W)
+        if past:
+            x = _unipc_step(start, past, now, order, x0)
+        past = [*past[-1:], (now, x0)]
+        start, order = x, min(len(past), 2 if after.sigma > 0 else 1)
+        x = _unipc_step(start, past, after, order)
+        if callback:
+            callback(i, now.t, x, x0)
+    return x
+
+
+def _unipc_step(x: Tensor, past: list, after: "_Level", order: int, x0_after: Tensor | None = None) -> Tensor:
+    """From the latest level in `past` to `after`: UniP, or UniC where the network's answer there is known."""
+    now, x0 = past[-1]
+    h = after.lam - now.lam
+    grow = math.expm1(-h)                                      # h phi_1(h), and here B(h) as well
+    linear = after.s / now.s * x - after.a * grow * x0
+    if order == 1:
+        return linear if x0_after is None else linear - after.a * grow * 0.5 * (x0_after - x0)
+    earlier, x0_earlier = past[-2]
+    r = (earlier.lam - now.lam) / h
+    slope = (x0_earlier - x0) / r
+    if x0_after is None:
+        return linear - after.a * grow * 0.5 * slope
+    # two unknown weights, two conditions: exact where x_0(lambda) is a line, and where it is a parabola
+    phi_2 = grow / -h - 1
+    phi_3 = phi_2 / -h - 0.5
+    b1, b2 = phi_2 / grow, 2 * phi_3 / grow
+    w1 = (b1 - b2) / (1 - r)
+    return linear - after.a * grow * (w1 * slope + (b1 - w1) * (x0_after - x0))
+
+
+def rectified_flow(velocity, x: Tensor, steps: int, callback=None) -> Tensor:
+    """Euler's method along the lines of flow matching (`objectives.flow_matching_loss`), from noise x (B,C,H,W) to x_0.
+
+    velocity(x_t, 1000 t) -> eps - x_0, the direction of growing t. Where the lines are straight one step is enough.
+    """
+    if steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
+    for i in range(steps):
+        t = 1 - i / steps
+        v = velocity(x, 1000 * t)                                                       # (B,C,H,W)
+        x0 = x - t * v
+        x = x - v / steps
+        if callback:
+            callback(i, 1000 * t, x, x0)
+    return x
+
+
+SAMPLERS = ("ddim", "ddpm", "euler", "heun", "dpmpp_2m", "unipc")   # names, looked up at the call: see `by_name`
 
 
 def by_name(name: str):
@@ -67,6 +192,38 @@ def by_name(name: str):
     if name not in SAMPLERS:
         raise UsageError(f"unknown sampler {name!r}, expected one of {', '.join(SAMPLERS)}")
     return globals()[name]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One noise level in every unit the papers use: x = a x_0 + s eps, sigma = s / a, lambda = log(a / s)."""
+
+    t: float
+    alpha_bar: float
+
+    @property
+    def a(self) -> float:
+        return self.alpha_bar**0.5
+
+    @property
+    def s(self) -> float:
+        return (1 - self.alpha_bar) ** 0.5
+
+    @property
+    def sigma(self) -> float:
+        return self.s / self.a
+
+    @property
+    def lam(self) -> float:
+        return -math.log(self.sigma) if self.s else math.inf
+
+
+def _levels(name: str, schedule, timesteps: Tensor, eta: float):
+    """(i, this level, the next) for each step of a deterministic sampler; the last "next" has no noise."""
+    if eta != 0:
+        raise UsageError(f"{name} adds no noise, so eta must be 0, got {eta}; ddim with an eta does")
+    levels = [_Level(t, alpha_bar) for t, alpha_bar, _ in _strides(schedule, timesteps)]
+    return zip(range(len(levels)), levels, [*levels[1:], _Level(0.0, 1.0)], strict=True)
 
 
 def _strides(schedule, timesteps: Tensor):

@@ -16,7 +16,7 @@ from torch import Tensor
 from course.errors import ShapeError, UsageError
 
 KINDS = ("linear", "scaled_linear", "cosine")
-SPACINGS = ("leading", "trailing", "linspace")
+SPACINGS = ("leading", "trailing", "linspace", "karras")
 
 
 class NoiseSchedule:
@@ -29,12 +29,13 @@ class NoiseSchedule:
         beta_start, beta_end: the first and the last beta. DDPM has 1e-4 and 0.02.
         final_alpha_cumprod: alpha_bar after the last sampling step. 1 means "no noise left"; the released
             Stable Diffusion stops at alpha_bar_0 instead.
+        zero_terminal_snr: stretch the table so that its last level holds (almost) no signal (Lin et al. 2023).
 
     The tables are kept in float64, (T,): a product of a thousand factors loses four digits in float32.
     """
 
     def __init__(self, num_steps: int = 1000, kind: str = "scaled_linear", beta_start: float = 0.00085,
-                 beta_end: float = 0.012, final_alpha_cumprod: float = 1.0):
+                 beta_end: float = 0.012, final_alpha_cumprod: float = 1.0, zero_terminal_snr: bool = False):
         if num_steps < 1:
             raise UsageError(f"num_steps must be at least 1, got {num_steps}")
         if kind not in KINDS:
@@ -43,6 +44,8 @@ class NoiseSchedule:
             raise UsageError(f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
         self.num_steps, self.kind, self.final_alpha_cumprod = num_steps, kind, final_alpha_cumprod
         self.betas = _betas(num_steps, kind, beta_start, beta_end)                      # (T,)
+        if zero_terminal_snr:
+            self.betas = _zero_terminal_snr(self.betas)
         self.alphas = 1 - self.betas                                                    # (T,)
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)                         # (T,)
 
@@ -96,15 +99,31 @@ class NoiseSchedule:
         a, s = self.coefficients(t, x0)
         return a * noise - s * x0
 
+    def sigmas(self, t: Tensor | float) -> Tensor:
+        """Noise per unit of signal, sqrt((1 - alpha_bar) / alpha_bar) = 1 / sqrt(SNR), float64, same shape as `t`."""
+        return self.snr(t).rsqrt()
+
+    def timestep_of(self, sigmas: Tensor) -> Tensor:
+        """The (fractional) t at which `sigmas` is reached: the inverse of `sigmas`, clamped to [0, T-1]; float64."""
+        log_snr, wanted = torch.logit(self.alphas_cumprod), -2 * torch.as_tensor(sigmas, dtype=torch.float64).log()
+        rising = -log_snr                                                               # (T,): what searchsorted needs
+        low = (torch.searchsorted(rising, -wanted, right=True) - 1).clamp(0, self.num_steps - 2)
+        fraction = (wanted - log_snr[low]) / (log_snr[low + 1] - log_snr[low])
+        return low + fraction.clamp(0, 1)
+
     def timesteps(self, steps: int, spacing: str = "trailing", offset: int = 0) -> Tensor:
-        """`steps` of the T noise levels, high to low, int64 (steps,): the article's loop t = 49 ... 0 is not this.
+        """`steps` of the T noise levels, high to low, (steps,): the article's loop t = 49 ... 0 is not this.
 
         `leading` starts every stride at its low end and so never visits T-1; `trailing` does (Lin et al. 2023).
+        `karras` gives fractional levels, evenly spaced in sigma^(1/7) (Karras et al. 2022, eq. 5); the others int64.
         """
         if not 1 <= steps <= self.num_steps:
             raise UsageError(f"steps must lie in 1 ... {self.num_steps}, got {steps}")
         if spacing not in SPACINGS:
             raise UsageError(f"unknown spacing {spacing!r}, expected one of {', '.join(SPACINGS)}")
+        if spacing == "karras":
+            ends = self.sigmas(torch.tensor([self.num_steps - 1.0, 0.0])) ** (1 / 7)    # (2,)
+            return self.timestep_of(torch.linspace(*ends.tolist(), steps, dtype=torch.float64) ** 7)
         stride = self.num_steps / steps
         if spacing == "leading":
             t = (torch.arange(steps) * int(stride)).flip(0) + offset
@@ -124,6 +143,18 @@ def _betas(num_steps: int, kind: str, start: float, end: float) -> Tensor:
     grid = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
     alpha_bar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)                        # (T,)
+
+
+def _zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Shift and stretch sqrt(alpha_bar) so that it keeps its first value and ends at zero; (T,) -> (T,).
+
+    Lin et al. 2023, algorithm 1. The last alpha_bar is 2^-24, not 0: from pure noise alone no x_0 can be told, and a
+    sampler that speaks of eps would divide by zero.
+    """
+    root = torch.cumprod(1 - betas, dim=0).sqrt()                                       # (T,)
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha_bar = (root**2).clamp(min=2.0**-24)
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])           # (T,)
 
 
 def _choose(forms: dict, given: str) -> Tensor:

@@ -13,10 +13,11 @@ def test_formula():
 def test_both_halves_in_one_pass_and_in_order():
     calls = []
 
-    def predict(x, t, context):
+    def predict(x, t, condition):
         calls.append(len(x))
-        return context.mean((1, 2)).view(-1, 1, 1, 1).expand_as(x)
-    cond, uncond = torch.full((2, 3, 4), 5.0), torch.full((2, 3, 4), 2.0)
+        assert {len(value) for value in condition.values()} == {len(x)}
+        return condition["context"].mean((1, 2)).view(-1, 1, 1, 1).expand_as(x)
+    cond, uncond = ({"context": torch.full((2, 3, 4), value), "text_embeds": torch.zeros(2, 1)} for value in (5.0, 2.0))
     out = guided(predict, cond, uncond, 3.0)(torch.zeros(2, 1, 2, 2), 10)
     assert calls == [4] and torch.equal(out, torch.full((2, 1, 2, 2), 2 + 3 * (5 - 2.0)))
     assert torch.equal(guided(predict, cond, uncond, 1.0)(torch.zeros(2, 1, 2, 2), 10), torch.full((2, 1, 2, 2), 5.0))

@@ -1,21 +1,22 @@
 import pytest
 import torch
 
+from course import samplers
 from course.errors import UsageError
-from course.objectives import diffusion_loss, training_target
+from course.objectives import diffusion_loss, flow_matching_loss, min_snr_weight, training_target
 from course.schedule import NoiseSchedule
 
 S = NoiseSchedule()
 
 
-@pytest.mark.parametrize("predict", ["eps", "v"])
+@pytest.mark.parametrize("predict", ["eps", "v", "x0"])
 def test_the_exact_answer_has_no_loss(predict):
     """For a data set of one point, x_0 is known, so the right prediction can be computed."""
     x0 = torch.full((64, 1, 2, 2), 0.7)
 
     def exact(x_t, t, context):
         eps = S.to_eps(x_t, x0, t, given="x0")
-        return eps if predict == "eps" else S.to_v(x0, eps, t)
+        return training_target(S, x0, eps, t, predict)
     loss = diffusion_loss(exact, S, x0, None, predict, torch.Generator().manual_seed(0))
     assert loss.item() < 1e-6
 
@@ -48,3 +49,48 @@ def test_timesteps_cover_the_range_evenly_and_the_generator_decides():
 def test_unknown_objective():
     with pytest.raises(UsageError, match="noise2noise"):
         training_target(S, torch.zeros(1), torch.zeros(1), torch.tensor(1), "noise2noise")
+
+
+def test_min_snr_weighs_the_error_in_x0_the_same_whatever_is_predicted():
+    """The closed form: min(SNR, gamma) times the squared error in x_0."""
+    x0, eps = torch.randn(5, 1, 3, 3).double(), torch.randn(5, 1, 3, 3).double()
+    t = torch.tensor([1, 100, 400, 700, 999])
+    x_t, wrong = S.add_noise(x0, eps, t), x0 + 0.1 * torch.randn_like(x0)
+    snr = S.snr(t)
+    expected = snr.clamp(max=5) * ((wrong - x0) ** 2).flatten(1).sum(1)
+    wrong_eps = S.to_eps(x_t, wrong, t, given="x0")
+    for predict, guess in (("x0", wrong), ("eps", wrong_eps), ("v", S.to_v(wrong, wrong_eps, t))):
+        errors = ((guess - training_target(S, x0, eps, t, predict)) ** 2).flatten(1).sum(1)
+        assert torch.allclose(min_snr_weight(snr, predict) * errors, expected, rtol=1e-9), predict
+
+
+def test_min_snr_in_the_loss():
+    """A network that answers 0 to a picture of zeros errs by eps: E[eps^2] = 1, so the loss is the mean weight."""
+    x0 = torch.zeros(1000, 1, 4, 4)
+    seen = []
+    loss = diffusion_loss(lambda x, t, c: seen.append(t) or torch.zeros_like(x), S, x0, None, "eps",
+                          torch.Generator().manual_seed(0), min_snr_gamma=5.0)
+    assert loss.item() == pytest.approx(min_snr_weight(S.snr(seen[0]), "eps").mean().item(), rel=0.05)
+    with pytest.raises(UsageError, match="gamma"):
+        min_snr_weight(torch.ones(1), "eps", gamma=0)
+
+
+def test_flow_matching_has_the_closed_form_minimum_of_a_gaussian():
+    """For data N(m, d^2) the best velocity is linear, and its loss is the variance it leaves: d^2 / ((1-t)^2 d^2 + t^2)."""
+    m, d, n = 0.4, 0.5, 100_000
+    x0 = m + d * torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(1))
+
+    def best(x, t):
+        u = (t / 1000).reshape(-1, 1, 1, 1)
+        var = (1 - u) ** 2 * d**2 + u**2
+        gain = (u - (1 - u) * d**2) / var                      # Cov(eps - x_0, x_t) / Var(x_t)
+        return -m + gain * (x - (1 - u) * m)
+    seen = []
+    loss = flow_matching_loss(lambda x, t, c: seen.append(t) or best(x, t), x0, None, torch.Generator().manual_seed(0))
+    u = seen[0] / 1000
+    assert loss.item() == pytest.approx((d**2 / ((1 - u) ** 2 * d**2 + u**2)).mean().item(), rel=0.02)
+    assert u.min() > 0 and u.max() < 1 and u.logit().std().item() == pytest.approx(1, abs=0.01)
+    # and that velocity carries noise to the data
+    x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(2))
+    out = samplers.rectified_flow(lambda x, t: best(x, torch.tensor(float(t))), x, 200)
+    assert out.mean().item() == pytest.approx(m, abs=0.02) and out.std().item() == pytest.approx(d, rel=0.02)

@@ -1,5 +1,6 @@
 import json
 import warnings
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -49,6 +50,22 @@ def test_image_to_image_keeps_more_at_less_strength(pipe):
     start = pipe.encode_image(image)
     far = [(pipe.latents("x", steps=20, seed=0, image=image, strength=s) - start).norm().item() for s in (0.05, 1.0)]
     assert far[0] < far[1]
+
+
+def test_a_unet_that_was_trained_to_inpaint_reads_mask_and_picture(tokens):
+    from tests.conftest import TINY, randomise
+    pipe = StableDiffusion(replace(TINY, unet=replace(TINY.unet, in_channels=9)), tokens)
+    randomise(pipe.unet)
+    image, mask = torch.rand(1, 3, 32, 32) * 2 - 1, torch.zeros(1, 1, 32, 32)
+    mask[..., 16:] = 1
+    out = pipe.latents(["x", "y"], steps=2, seed=0, image=image, strength=1.0, mask=mask)
+    assert out.shape == (2, 4, 8, 8)
+    hidden = image.clone()
+    hidden[..., 16:] = 0.5                                     # what lies under the mask is not read
+    assert torch.allclose(pipe.latents(["x", "y"], steps=2, seed=0, image=hidden, strength=1.0, mask=mask), out)
+    assert not torch.allclose(pipe.latents(["x", "y"], steps=2, seed=0, image=-image, strength=1.0, mask=mask), out)
+    with pytest.raises(UsageError, match="image and a mask"):
+        pipe.latents("x", steps=2)
 
 
 def test_inpainting_keeps_what_the_mask_leaves(pipe):
