@@ -35,8 +35,9 @@ class Recipe:
     prompts: int = 256
     steps: int = 25
     seed: int = 0
+    kl: float = 0.3                        # far above Stable Diffusion's 1e-6: a decoder that is used to noise forgives more
     autoencoder: loop.LoopConfig = loop.LoopConfig(batch_size=8, lr=3e-3, warmup_images=800, ema_halflife=2_000)
-    latent: loop.LoopConfig = loop.LoopConfig(batch_size=32, lr=3e-3, warmup_images=2_000, ema_halflife=4_000)
+    latent: loop.LoopConfig = loop.LoopConfig(batch_size=16, lr=1.5e-3, warmup_images=1_000, ema_halflife=4_000)
     pixel: loop.LoopConfig = loop.LoopConfig(batch_size=8, lr=3e-3, warmup_images=300, ema_halflife=1_000)
 
 
@@ -110,7 +111,8 @@ class Demo:
         train = Scenes(self.size, "train", r.seed, **kind)
         self.images = torch.cat([pixels.to_bytes(train.images(range(i, min(i + 1024, r.pictures))))
                                  for i in range(0, r.pictures, 1024)])                  # (n,3,H,W)
-        phrasings = [[*captions.full_captions(scene), captions.caption(scene, short=True)]   # the last leaves the place open
+        # all word orders twice, and once in eleven the place is left open, so that short prompts are understood, too
+        phrasings = [[*2 * captions.full_captions(scene), captions.caption(scene, short=True)]
                      for scene in train.scenes(range(r.pictures))]
         text = self.configs["latent"].text
         words = [p for ways in phrasings[:2048] for p in ways]
@@ -126,7 +128,7 @@ class Demo:
         vae = presets.vae.AutoencoderKL(self.configs["latent"].vae).to(self.device)
         budget = loop.Budget(minutes=r.minutes * r.autoencoder_share)
         state = autoencoder.train(vae, self.images, self.out / "autoencoder", budget, replace(r.autoencoder, seed=r.seed),
-                                  title="autoencoder", **self.how)
+                                  autoencoder.AutoencoderLoss(kl=r.kl), title="autoencoder", **self.how)
         return vae, state
 
     def _latent(self, vae, vae_state):
