@@ -139,10 +139,10 @@ CONTROLNETS = {
 def _demo(size: str) -> dict[str, PipelineConfig]:
     """The two arms of the demo: one U-Net code, each with the schedule that suits what it diffuses."""
     latent = PipelineConfig(UNETS[f"demo-latent{size}"], VAES[f"demo-vae{size}"], TEXTS["demo-text"], ScheduleConfig(),
-                            image_size=64, predict="v", guidance_scale=2.0, spacing="trailing", offset=0)
+                            image_size=64, predict="v", guidance_scale=1.5, spacing="trailing", offset=0)
     # pixels: a schedule that leaves more of the picture for longer, and estimates clamped to the range of a picture
     pixel = PipelineConfig(UNETS[f"demo-pixel{size}"], None, TEXTS["demo-text"], ScheduleConfig(kind="cosine"),
-                           image_size=64, predict="v", guidance_scale=2.0, spacing="trailing", offset=0, clip_x0=1.0)
+                           image_size=64, predict="v", guidance_scale=1.5, spacing="trailing", offset=0, clip_x0=1.0)
     return {f"demo-latent{size}": latent, f"demo-pixel{size}": pixel}
 
 
