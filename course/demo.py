@@ -30,7 +30,7 @@ class Recipe:
 
     models: tuple[str, str] = ("demo-latent", "demo-pixel")
     minutes: float = 8.0                   # of training for each arm; the autoencoder's are the latent arm's
-    autoencoder_share: float = 0.37
+    autoencoder_share: float = 0.31
     pictures: int = 8_192                 # drawn for training
     prompts: int = 256
     steps: int = 25
