@@ -24,7 +24,7 @@ endif
 NBVAL  := $(BIN)/python -m pytest -q -p no:python --nbval-lax --nbval-current-env --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-all lint constraints clean clean-all
+.PHONY: help demo lab test test-all soak lint constraints clean clean-all
 .NOTPARALLEL:
 
 help:  ## this list
@@ -43,6 +43,9 @@ test test-all:
 	COURSE_PROFILE=quick $(BIN)/python -m pytest -q $(FAST)
 	COURSE_PROFILE=quick COURSE_GRADING=1 $(NBVAL) solutions
 	COURSE_PROFILE=quick $(NBVAL) notebooks
+
+soak: $(VENV)/.dev  ## kill a run twenty times, and see that it ends with the same bits
+	COURSE_SOAK=20 $(BIN)/python -m pytest -q tests/training/test_kill.py
 
 lint: $(VENV)/.dev  ## ruff, notebooks included
 	$(BIN)/ruff check .

@@ -11,11 +11,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 from course import __version__
-from course.errors import CourseError, UsageError
+from course.errors import CourseError, Terminated, UsageError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+
+class Commands(typer.core.TyperGroup):
+    """Says itself what an interrupted run leaves behind; typer would only say "Aborted!"."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except Terminated:
+            print("\nasked to stop; all is kept: the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            print("\nstopped; all is kept: the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Latent Diffusion, from scratch: train, sample, look, learn.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON, and nothing else.")]
@@ -48,7 +64,7 @@ def sample(prompt: Annotated[str, typer.Argument(help='What to draw: "a large gr
            negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
            steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
            guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; default: the model's.")] = None,
-           sampler: Annotated[str, typer.Option(help="ddim or ddpm.")] = "ddim",
+           sampler: Annotated[str, typer.Option(help="ddim, ddpm, euler, heun, dpmpp_2m or unipc.")] = "ddim",
            count: Annotated[int, typer.Option(help="Pictures, side by side, with seeds seed, seed + 1, ...")] = 1,
            seed: int = 0, size: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
            device: Device = "auto", as_json: Json = False) -> None:
@@ -63,14 +79,76 @@ def sample(prompt: Annotated[str, typer.Argument(help='What to draw: "a large gr
     if out.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise UsageError(f"--out must end in .png, .jpg or .webp, got {out}")
     pipe = StableDiffusion.load(model, choose(device))
-    x0 = pipe.latents([prompt] * count, negative_prompt, steps, guidance, seed, size, size, sampler)
+    x0 = pipe.latents([prompt] * count, negative_prompt or None, steps, guidance, seed, size, size, sampler)
     images = pipe.decode(x0).cpu()
     save_strip(images, out)
     words = [describe(reading) for reading in oracle.read(images)]
     if as_json:
-        print(json.dumps({"out": str(out), "prompt": prompt, "seed": seed, "oracle": words}))
+        print(json.dumps({"out": str(out), "prompt": prompt, "seed": seed, "model": pipe.origin, "oracle": words}))
     else:
+        print(f"drawn by {pipe.origin}")
         print(f"{out}   the oracle reads: {'; '.join(words)}")
+
+
+@app.command()
+def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or clip.")] = None,
+          preset: Annotated[str, typer.Option(help="The recipe; `--list` shows all.")] = "demo",
+          out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/KIND-PRESET.")] = None,
+          change: Annotated[list[str] | None, typer.Option("--set", help="key=value: another value of the recipe's, such as "
+                                                           "loop.lr=1e-3 or data.source=FOLDER.")] = None,
+          minutes: Annotated[float | None, typer.Option(help="Time to train; default: the recipe's.")] = None,
+          first_stage: Annotated[Path | None, typer.Option("--autoencoder", help="Run of the autoencoder, for ldm.")] = None,
+          resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint, if there is one.")] = True,
+          micro_batch: Annotated[int | None, typer.Option(help="Samples at once; the rest of the batch in turns.")] = None,
+          precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
+          compile: Annotated[bool, typer.Option(help="torch.compile.")] = False,
+          channels_last: Annotated[bool, typer.Option(help="Layout that some GPUs prefer.")] = False,
+          recompute: Annotated[bool, typer.Option(help="Gradient checkpointing: less memory, a third more time.")] = False,
+          sharded: Annotated[bool, typer.Option(help="Spread the weights over the processes (FSDP; under torchrun).")] = False,
+          tensorboard: Annotated[bool, typer.Option(help="Also log for TensorBoard.")] = False,
+          list_all: Annotated[bool, typer.Option("--list", help="Show all recipes and stop.")] = False,
+          device: Device = "auto", as_json: Json = False) -> None:
+    """Train one model of the course by its recipe. The same command goes on where it was stopped."""
+    from course import train as command
+    from course.device import choose
+    from course.training import recipes
+    from course.training.engine import EngineConfig
+    if list_all or kind is None:
+        command.print_recipes(as_json)
+        return
+    recipe = recipes.find(kind, preset, [*(change or []), *([f"minutes={minutes}"] if minutes is not None else [])])
+    engine = EngineConfig(choose(device), precision, micro_batch, compile, channels_last, recompute, sharded)
+    metrics = command.run(recipe, out or Path("runs") / f"{kind}-{preset}", engine, first_stage=first_stage, resume=resume,
+                          tensorboard=tensorboard, quiet=as_json)
+    if as_json:
+        print(json.dumps(metrics))
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure the course against other libraries.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def parity(only: Annotated[str | None, typer.Option(help="Only what has this in its name.")] = None,
+           as_json: Json = False) -> None:
+    """Compare every network, schedule and sampler with diffusers and transformers on the same random weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course.evaluation import parity as comparison
+    rows = comparison.run(only)
+    if as_json:
+        print(json.dumps([{"name": r.name, "reference": r.reference, "max_abs_error": r.max_abs_error,
+                           "relative_error": r.relative_error, "allowed": r.allowed, "passed": r.passed} for r in rows]))
+    else:
+        table = Table()
+        for column in ("", "reference", "max abs error", "relative", "allowed", "verdict"):
+            table.add_column(column)
+        for r in rows:
+            table.add_row(r.name, r.reference, f"{r.max_abs_error:.1e}", f"{r.relative_error:.1e}", f"{r.allowed:.0e}",
+                          "equal" if r.passed else "DIFFERS")
+        Console().print(table)
+    raise typer.Exit(0 if all(r.passed for r in rows) else 1)
 
 
 @app.command()
@@ -146,9 +224,6 @@ def main() -> None:
     except CourseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; all is kept: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:                                    # `course doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

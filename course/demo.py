@@ -20,7 +20,7 @@ from course.data import Scenes, captions, latents, oracle
 from course.errors import CheckpointError, UsageError
 from course.evaluation import cost, figures, report
 from course.pipeline import StableDiffusion
-from course.training import autoencoder, diffusion, loop
+from course.training import autoencoder, diffusion, engine, loop
 from course.training.progress import Progress
 
 
@@ -64,7 +64,7 @@ class Demo:
         self.out, self.recipe, self.device, self.console = out, recipe, device, console
         self.configs = dict(zip(("latent", "pixel"), map(presets.PIPELINES.get, recipe.models), strict=True))
         self.precision = "bf16" if device.startswith("cuda") else "fp32"
-        self.how = {"device": device, "precision": self.precision, "quiet": console.quiet}
+        self.how = {"engine": engine.EngineConfig(device, self.precision), "quiet": console.quiet}
 
     def run(self) -> dict:
         self._claim_folder()
@@ -135,18 +135,18 @@ class Demo:
         """Encode everything once, then train on what is left of the arm's minutes."""
         r, config = self.recipe, self.configs["latent"]
         timing, begun = self.out / "latent" / "encoding.json", time.perf_counter()
-        mean, std = latents.cached(self.out / "latent" / "latents.safetensors", vae, self.images, self.device)
+        mean, std = latents.cached(self.out / "latent", vae, self.images, self.device)
         if not timing.exists():
             files.write_json(timing, {"seconds": time.perf_counter() - begun})
         spent = vae_state["seconds"] + json.loads(timing.read_text())["seconds"]
         vae.scaling_factor = latents.measured_scale(mean, std)
         config = replace(config, vae=replace(config.vae, scaling_factor=vae.scaling_factor))
-        arm, state = self._train_arm("latent", config, diffusion.latent_batches(mean, std, vae.scaling_factor, self.device),
+        arm, state = self._train_arm("latent", config, diffusion.latent_batches(mean, std, vae.scaling_factor),
                                      loop.Budget(minutes=max(r.minutes - spent / 60, 0.01)), vae)
         return arm, state, spent + state["seconds"]
 
     def _pixel(self, seconds: float):
-        return self._train_arm("pixel", self.configs["pixel"], diffusion.pixel_batches(self.images, self.device),
+        return self._train_arm("pixel", self.configs["pixel"], diffusion.pixel_batches(self.images),
                                loop.Budget(minutes=seconds / 60), None)
 
     def _train_arm(self, name: str, config, batches, budget: loop.Budget, vae):
@@ -156,7 +156,8 @@ class Demo:
         both = diffusion.ConditionalDenoiser(arm.unet, arm.text_encoder)
         try:
             state = diffusion.train(both, batches, self.ids, self.null_ids, arm.schedule, self.out / name, budget,
-                                    replace(getattr(r, name), seed=r.seed), config.predict, title=f"{name} model", **self.how)
+                                    replace(getattr(r, name), seed=r.seed), diffusion.DiffusionLoss(config.predict),
+                                    title=f"{name} model", **self.how)
         finally:                                               # an unfinished model can be sampled, too
             arm.save(self.out / "model" if name == "latent" else self.out / name / "model")
         return arm, state

@@ -21,4 +21,8 @@ class CheckpointError(CourseError):
 
 
 class TrainingError(CourseError):
-    """Training cannot go on: the loss is not a number, or the run folder cannot be written."""
+    """Training cannot go on: the loss is not a number, memory ran out, or the run folder cannot be written."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The machine asked a run to go (SIGTERM): all is saved, and that is no failure."""

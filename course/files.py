@@ -54,14 +54,21 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error}); delete it, or restore a copy") from None
 
 
-def load_into(module, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `module`; one CheckpointError lists all that is missing, extra or of another shape."""
-    own = module.state_dict()
+def load_into(module, tensors: dict[str, Tensor], source: str, cause: str = "") -> None:
+    """Copy `tensors` into `module`; one CheckpointError lists all that is missing, extra or of another shape.
+
+    cause: what the caller believes is behind it, said first.
+    """
+    check_fit(module.state_dict(), tensors, source, type(module).__name__, cause)
+    module.load_state_dict(tensors)
+
+
+def check_fit(own: dict[str, Tensor], tensors: dict[str, Tensor], source: str, what: str, cause: str = "") -> None:
+    """Raise one CheckpointError for all names and shapes in which `tensors` differ from `own`."""
     problems = [f"missing {n} {tuple(own[n].shape)}" for n in own if n not in tensors]
     problems += [f"unexpected {n} {tuple(t.shape)}" for n, t in tensors.items() if n not in own]
     problems += [f"{n} has shape {tuple(t.shape)}, expected {tuple(own[n].shape)}"
                  for n, t in tensors.items() if n in own and own[n].shape != t.shape]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {shown}")
-    module.load_state_dict(tensors)
+        raise CheckpointError(f"{source} does not fit {what}: {cause + ': ' if cause else ''}{shown}")

@@ -49,13 +49,16 @@ def min_snr_weight(snr: Tensor, predict: str, gamma: float = 5.0) -> Tensor:
 
 
 def diffusion_loss(model, schedule, x0: Tensor, context: Tensor | None, predict: str = "eps",
-                   generator: torch.Generator | None = None, min_snr_gamma: float | None = None) -> Tensor:
+                   generator: torch.Generator | None = None, min_snr_gamma: float | None = None,
+                   t: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
     """Mean squared error of `model(x_t, t, context)` at one random t a sample, weighted by min-SNR if asked; a scalar.
 
-    Noise is drawn on the CPU, so that a seed means the same noise on every device.
+    t (B,) int64 and noise (B,C,H,W) are drawn here, on the CPU, so that a seed means the same on every device; who must
+    have them the same in another way, such as across processes, hands them in.
     """
-    t = (stratified(len(x0), generator) * schedule.num_steps).long().clamp(max=schedule.num_steps - 1)   # (B,)
-    noise = torch.randn(x0.shape, generator=generator).to(x0)                           # (B,C,H,W)
+    if t is None:
+        t = (stratified(len(x0), generator) * schedule.num_steps).long().clamp(max=schedule.num_steps - 1)   # (B,)
+    noise = (torch.randn(x0.shape, generator=generator) if noise is None else noise).to(x0)   # (B,C,H,W)
     x_t = schedule.add_noise(x0, noise, t)                                              # (B,C,H,W)
     prediction = model(x_t, t.to(x0.device), context)                                   # (B,C,H,W)
     target = training_target(schedule, x0, noise, t, predict)

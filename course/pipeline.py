@@ -12,6 +12,7 @@ from torch import Tensor
 
 from course import files, guidance, parts, pixels, presets, samplers, sdxl, text, tokenizer, unet
 from course.errors import CheckpointError, ShapeError, UsageError
+from course.published import pipelines
 
 
 class StableDiffusion:
@@ -21,8 +22,9 @@ class StableDiffusion:
     """
 
     def __init__(self, config: "presets.PipelineConfig", tokens, denoiser=None, text_encoder=None, autoencoder=None,
-                 tokens_2=None, text_encoder_2=None):
+                 tokens_2=None, text_encoder_2=None, origin: str = "made here"):
         self.config, self.tokenizer, self.tokenizer_2 = config, tokens, tokens_2
+        self.origin = origin                                   # what `load` found, in words
         self.schedule = config.schedule.build()
         self.unet = denoiser or unet.UNet(config.unet)
         self.text_encoder = text_encoder or text.TextEncoder(config.text)
@@ -62,7 +64,7 @@ class StableDiffusion:
         if self.vae is None:
             return images
         z = self.vae.encode(images)
-        return (z.mode() if hasattr(z, "mode") else z) * self.vae.scaling_factor
+        return (z if isinstance(z, Tensor) else z.mode()) * self.vae.scaling_factor    # a codebook's z is no distribution
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
@@ -82,8 +84,10 @@ class StableDiffusion:
             if lost := self.tokenizer.cut_off(prompt):
                 warnings.warn(f"the prompt is longer than {self.tokenizer.length} tokens; not read: {lost!r}", stacklevel=3)
         ids = self.tokenizer(prompts).to(self.device)                                   # (B,N)
-        if self.text_encoder_2 is None:
+        if not self.config.unet.added_dim:
             return {"context": self.text_encoder(ids)}
+        if self.text_encoder_2 is None:                                                 # SDXL's refiner
+            return sdxl.encode([self.text_encoder], [ids])
         return sdxl.encode([self.text_encoder, self.text_encoder_2], [ids, self.tokenizer_2(prompts).to(self.device)])
 
     def conditions(self, prompts: list[str], negative_prompt: str | None, height: int, width: int) -> tuple[dict, dict]:
@@ -94,8 +98,10 @@ class StableDiffusion:
         else:
             uncond = self.encode_text([negative_prompt or ""] * len(prompts))
         if self.config.unet.added_dim:
-            sizes = sdxl.time_ids(height, width).to(self.device).expand(len(prompts), -1)
-            cond, uncond = cond | {"time_ids": sizes}, uncond | {"time_ids": sizes}
+            scores = (6.0, 2.5) if self.text_encoder_2 is None else (None, None)        # a good picture, and a poor one
+            for condition, score in zip((cond, uncond), scores, strict=True):
+                sizes = sdxl.time_ids(height, width, aesthetic_score=score)             # (1,6), or (1,5)
+                condition["time_ids"] = sizes.to(self.device).expand(len(prompts), -1)
         return cond, uncond
 
     # ---- generation
@@ -145,6 +151,7 @@ class StableDiffusion:
                          for i in range(len(prompts))]).to(self.device)                 # (B,C,h,w)
         timesteps = self.schedule.timesteps(steps, c.spacing, c.offset)                 # (S,)
 
+        keep = None
         with parts.swapped(self.swaps):                        # what was swapped at building is swapped at the run
             cond, uncond = self.conditions(prompts, negative_prompt, height, width)
             if image is not None:
@@ -164,8 +171,9 @@ class StableDiffusion:
                     keep = 1 - F.interpolate(mask.float().to(self.device), shape[1:])   # (1,1,h,w)
                     denoiser = self._inpainting(denoiser, known, keep)
             generator = torch.Generator().manual_seed(seed)
-            return samplers.by_name(sampler)(denoiser, x, timesteps, schedule=self.schedule, generator=generator,
-                                             clip_x0=c.clip_x0, callback=callback)
+            x0 = samplers.by_name(sampler)(denoiser, x, timesteps, schedule=self.schedule, generator=generator,
+                                           clip_x0=c.clip_x0, callback=callback)        # (B,C,h,w)
+            return x0 if keep is None else keep * known + (1 - keep) * x0               # to the bit, whatever was rounded
 
     def _beside(self, image: Tensor | None, mask: Tensor | None, x: Tensor) -> Tensor:
         """What an inpainting U-Net reads beside x: the mask, and the latent of the picture with a gray hole; (B,1+C,h,w)."""
@@ -195,12 +203,17 @@ class StableDiffusion:
         files.write_json(folder / "pipeline.json", asdict(self.config))
 
     @classmethod
-    def load(cls, source: str | Path, device: str = "cpu") -> "StableDiffusion":
-        """Open a pipeline folder, or a run folder that holds one as `model/`.
+    def load(cls, source: str | Path, device: str = "cpu", tokenizer_source: str | Path | None = None) -> "StableDiffusion":
+        """Open a pipeline folder, a run folder that holds one as `model/`, or a released model.
+
+        Released: a folder that diffusers saved, or a single file as CompVis and Stability published SD 1.x, 2.x and
+        SDXL. A single file has no vocabulary: `tokenizer_source` names one (see `published.load_tokenizer`).
 
         Raises CheckpointError that says what is missing or does not fit.
         """
         folder = Path(source)
+        if folder.is_file() or (folder / "model_index.json").is_file():
+            return cls(**pipelines.read(folder, tokenizer_source)).to(device)
         if (folder / "model" / "pipeline.json").is_file():
             folder = folder / "model"
         if not (folder / "pipeline.json").is_file():
@@ -210,7 +223,8 @@ class StableDiffusion:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / 'pipeline.json'} is damaged: {error}") from error
         second = tokenizer.Tokenizer.load(folder / "tokenizer_2.json") if config.text_2 else None
-        pipe = cls(config, tokenizer.Tokenizer.load(folder / "tokenizer.json"), tokens_2=second)
+        pipe = cls(config, tokenizer.Tokenizer.load(folder / "tokenizer.json"), tokens_2=second,
+                   origin=f"a model of this course, {folder}")
         for name, module in pipe.modules().items():
             tensors, _ = files.load_tensors(folder / f"{name}.safetensors")
             files.load_into(module, tensors, str(folder / f"{name}.safetensors"))

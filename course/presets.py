@@ -4,7 +4,7 @@
 `PIPELINES` says which parts make a text-to-image model, and how it is sampled.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
@@ -47,15 +47,22 @@ class PipelineConfig:
 
     @classmethod
     def from_dict(cls, d: dict) -> "PipelineConfig":
-        def tuples(section: dict) -> dict:    # JSON has lists where the dataclasses have tuples
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
         return cls(**d | {
-            "unet": unet.UNetConfig(**tuples(d["unet"])),
-            "vae": (vq.VQConfig if "num_codes" in d["vae"] else vae.VAEConfig)(**tuples(d["vae"])) if d["vae"] else None,
+            "unet": unet.UNetConfig(**_tuples(d["unet"])),
+            "vae": vae_from_dict(d["vae"]) if d["vae"] else None,
             "text": text.TextConfig(**d["text"]),
             "text_2": text.TextConfig(**d["text_2"]) if d.get("text_2") else None,
             "schedule": ScheduleConfig(**d["schedule"]),
         })
+
+
+def vae_from_dict(d: dict) -> "vae.VAEConfig | vq.VQConfig":
+    return (vq.VQConfig if "num_codes" in d else vae.VAEConfig)(**_tuples(d))
+
+
+def _tuples(section: dict) -> dict:
+    """JSON has lists where the dataclasses have tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
 
 
 UNETS = {
@@ -115,6 +122,9 @@ VAES = {
     "vq-f32": _f32(vq.VQConfig, latent_channels=16, num_codes=16_384),                                       # 17.45
     # the demo's, f = 8: the first factor of four is a pixel-unshuffle, which costs nothing
     "demo-vae": vae.VAEConfig(block_channels=(32, 64), layers_per_block=1, stem=4, mid_attention=False),
+    # the same with a codebook: 64 words of 10 bits for a picture, dead ones moved to where they are needed
+    "demo-vq": vq.VQConfig(latent_channels=4, block_channels=(32, 64), layers_per_block=1, stem=4, mid_attention=False,
+                           num_codes=1024, ema_decay=0.99, restart_below=0.01),
     "demo-vae-gpu": vae.VAEConfig(block_channels=(64, 128, 256), layers_per_block=2, stem=2),
 }
 
@@ -148,6 +158,7 @@ def _demo(size: str) -> dict[str, PipelineConfig]:
 
 # one object, 64 x 64 pixels, 8 x 8 x 4 latents: 48 times fewer values
 PIPELINES = _demo("") | _demo("-gpu")
+PIPELINES["demo-vq"] = replace(PIPELINES["demo-latent"], vae=VAES["demo-vq"])
 
 
 def build(name: str) -> nn.Module:

@@ -4,6 +4,7 @@ A word starts as its bytes. The pair of neighbours that is most frequent in the 
 again, and again: common words end as one token, rare ones as a few pieces, and no text whatsoever is out of vocabulary.
 """
 
+import gzip
 import json
 import unicodedata
 from collections import Counter
@@ -18,6 +19,7 @@ from course.errors import CheckpointError, UsageError
 START, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIXES = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 END_OF_WORD = "</w>"
+CLIP_MERGES = 48_894                      # 49,408 symbols less twice 256 bytes, START and END
 
 
 class Tokenizer:
@@ -33,15 +35,21 @@ class Tokenizer:
     def __init__(self, merges: list[tuple[str, str]], length: int = 77, pad: str = END):
         if length < 2:
             raise UsageError(f"length must leave room for the start and end tokens, got {length}")
-        self.merges, self.length, self.pad = [tuple(m) for m in merges], length, pad
+        self.merges, self.length = [tuple(m) for m in merges], length
         alphabet = list(byte_alphabet().values())
         symbols = alphabet + [a + END_OF_WORD for a in alphabet] + ["".join(m) for m in self.merges] + [START, END]
         self.ids = {symbol: i for i, symbol in enumerate(symbols)}
         self.symbols = symbols
         self.rank = {pair: i for i, pair in enumerate(self.merges)}
+        self.start_id, self.end_id = self.ids[START], self.ids[END]
+        self.fill_with(pad)
+
+    def fill_with(self, pad: str) -> None:
+        """Pad with another token from now on. Where a text has it, or START or END, it is that token, too, as in CLIP."""
         if pad not in self.ids:
             raise UsageError(f"the padding token {pad!r} is not in the vocabulary")
-        self.start_id, self.end_id, self.pad_id = self.ids[START], self.ids[END], self.ids[pad]
+        self.pad, self.pad_id = pad, self.ids[pad]
+        self.special = tuple(dict.fromkeys((START, END, pad)))
         self._word = lru_cache(maxsize=65_536)(self._merge_word)
 
     def __len__(self) -> int:
@@ -51,7 +59,7 @@ class Tokenizer:
         """Token ids of `text`, without START, END and padding. Raises UsageError where it is not a string."""
         if not isinstance(text, str):
             raise UsageError(f"a prompt must be a string, got {type(text).__name__}: {text!r}")
-        return [i for word in split_words(text) for i in self._word(word)]
+        return [i for word in split_words(text, self.special) for i in self._word(word)]
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; START, END and whatever they frame in padding are dropped."""
@@ -74,6 +82,8 @@ class Tokenizer:
         return self.decode(self.encode(text)[self.length - 2:])
 
     def _merge_word(self, word: str) -> tuple[int, ...]:
+        if word in self.special:
+            return (self.ids[word],)
         alphabet = byte_alphabet()
         pieces = [alphabet[b] for b in word.encode("utf-8")]
         pieces[-1] += END_OF_WORD
@@ -107,6 +117,35 @@ class Tokenizer:
             words = {word: merge_pair(pieces, best) for word, pieces in words.items()}
         return cls(merges, length=length)
 
+    @classmethod
+    def from_released(cls, source: str | Path, length: int = 77) -> "Tokenizer":
+        """CLIP's tokenizer, from a released `tokenizer/` folder, or from its merges alone (.txt, or OpenAI's .txt.gz).
+
+        The padding token is what the folder says: END for Stable Diffusion 1.x, "!" for SDXL's second tokenizer.
+        """
+        source, pad, vocabulary = Path(source), END, None
+        merges = source / "merges.txt" if source.is_dir() else source
+        try:
+            if source.is_dir():
+                said = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+                pad, length = said.get("pad_token", END), said.get("model_max_length", length)
+                pad = pad["content"] if isinstance(pad, dict) else pad
+                vocabulary = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
+            raw = gzip.open(merges).read() if merges.suffix == ".gz" else merges.read_bytes()
+            lines = raw.decode("utf-8").split("\n")[1:]         # the first line says "#version"
+        except (OSError, ValueError, EOFError) as error:
+            raise CheckpointError(f"no CLIP tokenizer in {source}: {error}") from None
+        # OpenAI's file goes on behind CLIP's 48,894 merges with pairs that CLIP does not use
+        pairs = [tuple(line.split()) for line in lines[:CLIP_MERGES] if line.strip()]
+        if any(len(pair) != 2 for pair in pairs) or not pairs:
+            raise CheckpointError(f"{merges} is no list of merges: expected a line '#version' and then two symbols a line")
+        found = cls(pairs, length=length, pad=pad)
+        if vocabulary is not None and vocabulary != found.ids:
+            other = next((s for s in found.ids if vocabulary.get(s) != found.ids[s]), None)
+            raise CheckpointError(f"{source / 'vocab.json'} is not the vocabulary of its merges: {len(vocabulary)} symbols "
+                                  f"for {len(found.ids)}; {other!r} is {vocabulary.get(other)}, not {found.ids.get(other)}")
+        return found
+
     def save(self, path: str | Path) -> None:
         state = {"length": self.length, "pad": self.pad, "merges": [" ".join(m) for m in self.merges]}
         Path(path).write_text(json.dumps(state, ensure_ascii=False, indent=0), encoding="utf-8")
@@ -133,19 +172,22 @@ def merge_pair(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def split_words(text: str) -> list[str]:
-    """Lower case; then runs of letters, single digits, runs of other signs; the suffixes 's, 't, 're ... by themselves."""
+def split_words(text: str, special: tuple[str, ...] = (START, END)) -> list[str]:
+    """Lower case; then runs of letters, single digits, runs of other signs; the suffixes 's, 't, 're ... by themselves.
+
+    special: tokens that stand for themselves wherever they occur.
+    """
     text = unicodedata.normalize("NFC", text).lower()
     words, i = [], 0
     while i < len(text):
-        suffix = next((s for s in SUFFIXES if text.startswith(s, i)), None)
-        if suffix:
-            words.append(suffix)
-            i += len(suffix)
+        fixed = next((s for s in (*special, *SUFFIXES) if text.startswith(s, i)), None)
+        if fixed:
+            words.append(fixed)
+            i += len(fixed)
             continue
         kind, j = _kind(text[i]), i + 1
         if kind != "number":                                                            # digits never join
-            while j < len(text) and _kind(text[j]) == kind:
+            while j < len(text) and _kind(text[j]) == kind and not text.startswith(special, j):
                 j += 1
         if kind != "space":
             words.append(text[i:j])
@@ -154,7 +196,7 @@ def split_words(text: str) -> list[str]:
 
 
 def _kind(char: str) -> str:
-    if char.isspace():
+    if char.isspace() and not "\x1c" <= char <= "\x1f":      # separators to Python, not to Unicode
         return "space"
     return {"L": "letter", "N": "number"}.get(unicodedata.category(char)[0], "sign")
 

@@ -56,10 +56,11 @@ class DiagonalGaussian:
         self.mean, logvar = moments.chunk(2, dim=1)                                     # (B,C,H,W) twice
         self.logvar = logvar.clamp(-30, 20)                  # exp() must neither vanish nor overflow
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
         """mean + std * noise: the reparametrisation that lets gradients through (Kingma & Welling 2014)."""
-        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean)         # drawn on the CPU
-        return self.mean + torch.exp(0.5 * self.logvar) * noise                         # (B,C,H,W)
+        if noise is None:
+            noise = torch.randn(self.mean.shape, generator=generator)                   # drawn on the CPU
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean)           # (B,C,H,W)
 
     def mode(self) -> Tensor:
         return self.mean
@@ -96,10 +97,11 @@ class AutoencoderKL(nn.Module):
             raise ShapeError(f"expected latents (B,{self.config.latent_channels},h,w), got {tuple(z.shape)}")
         return self.decoder(self.post_quant_conv(z))                                    # (B,3,H,W)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, DiagonalGaussian]:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None,
+                noise: Tensor | None = None) -> tuple[Tensor, DiagonalGaussian]:
         """(reconstruction of one draw, the distribution it was drawn from)."""
         posterior = self.encode(x)
-        return self.decode(posterior.sample(generator)), posterior
+        return self.decode(posterior.sample(generator, noise)), posterior
 
 
 def check_image(x: Tensor, config: VAEConfig) -> None:

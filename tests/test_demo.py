@@ -69,7 +69,7 @@ def test_both_arms_had_the_same_seconds(run):
 
 def test_latents_are_at_unit_scale(run):
     out, _, _, metrics = run
-    tensors, _ = files.load_tensors(out / "latent" / "latents.safetensors")
+    tensors, _ = files.load_tensors(out / "latent" / "latents-00000.safetensors")
     scale = latents.measured_scale(tensors["mean"], tensors["std"])
     assert metrics["autoencoder"]["scaling_factor"] == pytest.approx(scale)
     z = scale * (tensors["mean"] + tensors["std"] * torch.randn(tensors["mean"].shape))

@@ -14,7 +14,12 @@ def read_keys(folder, name: str) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("preset, file, parameters", [
-    ("sd15", "sd15_unet.txt", 859_520_964), ("vae-sd", "vae_sd.txt", 83_653_863), ("clip-l", "clip_vit_l_text.txt", 123_060_480)])
+    ("sd15", "sd15_unet.txt", 859_520_964), ("sd15-inpaint", "sd15_inpaint_unet.txt", 859_535_364),
+    ("sd21", "sd21_unet.txt", 865_910_724), ("sdxl-base", "sdxl_base_unet.txt", 2_567_463_684),
+    ("sdxl-refiner", "sdxl_refiner_unet.txt", 2_259_526_660), ("vae-sd", "vae_sd.txt", 83_653_863),
+    ("vae-sdxl", "vae_sd.txt", 83_653_863), ("clip-l", "clip_vit_l_text.txt", 123_060_480),
+    ("openclip-bigg", "openclip_bigg_text.txt", 694_659_840), ("controlnet-sd15", "controlnet_sd15.txt", 361_279_120),
+    ("controlnet-sdxl", "controlnet_sdxl.txt", 1_251_014_160)])
 def test_names_and_shapes_of_the_released_files(test_data, preset, file, parameters):
     with torch.device("meta"):
         module = presets.build(preset)
@@ -34,6 +39,22 @@ def test_against_diffusers():
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3, 977]), torch.randn(2, 5, 24)
     expected = theirs(x, t, context).sample
     assert (ours(x, t, context) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.slow
+def test_the_whole_of_stable_diffusion_against_diffusers():
+    """859,520,964 random numbers on each side, loaded by name; one forward at 32 x 32."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.UNet2DConditionModel(
+        in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), cross_attention_dim=768,
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3).eval()
+    ours = presets.build("sd15").eval()
+    ours.load_state_dict(theirs.state_dict())
+    x, context = torch.randn(1, 4, 32, 32), torch.randn(1, 77, 768)
+    with torch.no_grad():
+        expected = theirs(x, torch.tensor([500]), context).sample
+        assert (ours(x, torch.tensor([500]), context) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_gradients_reach_every_parameter():

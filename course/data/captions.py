@@ -46,7 +46,34 @@ def full_captions(scene: Scene) -> list[str]:
     return [caption(scene, template) for template in range(len(FULL) if len(scene.objects) == 1 else 2)]
 
 
+def near_misses(text: str, turn: int, count: int) -> list[str]:
+    """`count` texts that say one thing otherwise: a word for another of its kind, or, of two things, the words exchanged.
+
+    Exchanging ("a red ring left of a blue ring" for "a blue ring left of a red ring") keeps the bag of words: only who reads
+    the order can tell. A text without a known word gets its first word taken away.
+    """
+    words, found = text.split(), []
+    places = [(i, kind) for i, word in enumerate(words) for kind, known in _CHANGED.items() if word in known]
+    for k in range(count):
+        mine = list(words)
+        swaps = [(i, j) for n, (i, a) in enumerate(places) for j, b in places[n + 1:] if a == b and words[i] != words[j]]
+        if swaps and k % 2 == 0:
+            i, j = swaps[(turn + k) % len(swaps)]
+            mine[i], mine[j] = mine[j], mine[i]
+        elif places:
+            i, kind = places[(turn + k) % len(places)]
+            others = [w for w in _CHANGED[kind] if w != mine[i]]
+            mine[i] = others[(turn // 7 + k) % len(others)]
+        else:
+            mine = mine[k % max(len(mine), 1) + 1:]
+        found.append(" ".join(mine))
+    return found
+
+
 _WORDS = {"size": SIZES, "texture": ALL_TEXTURES, "color": tuple(ALL_COLORS), "shape": ALL_SHAPES}
+
+_CHANGED = {"size": SIZES, "color": tuple(ALL_COLORS)[:8], "shape": ALL_SHAPES[:6], "background": tuple(BACKGROUNDS),
+            "side": ("left", "right"), "height": ("above", "below"), "end": ("top", "bottom")}
 
 
 def parse(text: str) -> dict:

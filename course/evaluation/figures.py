@@ -27,12 +27,12 @@ def _show(axis, image: Tensor, color: str | None = None) -> None:
         spine.set_visible(True), spine.set_color(color or FAINT), spine.set_linewidth(1)
 
 
-def samples(path: Path, prompts: list[str], rows: dict[str, tuple[Tensor, list[bool]]], columns: int = 8) -> None:
+def samples(path: Path, prompts: list[str], rows: dict[str, tuple[Tensor, list[bool | None]]], columns: int = 8) -> None:
     """Rows of pictures over their prompts; a tick or a cross says what the oracle made of each.
 
-    rows: title -> (images (B,3,H,W), all attributes right?)
+    rows: title -> (images (B,3,H,W), all attributes right? None where nobody can say)
     """
-    plt = _plt()
+    plt, columns = _plt(), min(columns, len(prompts))
     colors = {"latent": LATENT, "pixel": PIXEL}
     figure, axes = plt.subplots(len(rows), columns, figsize=(1.45 * columns + 0.6, 1.75 * len(rows) + 0.75), squeeze=False)
     for row, (title, (images, right)) in enumerate(rows.items()):
@@ -40,8 +40,9 @@ def samples(path: Path, prompts: list[str], rows: dict[str, tuple[Tensor, list[b
         for column in range(columns):
             axis = axes[row][column]
             _show(axis, images[column])
-            axis.text(0.5, -0.04, "✓" if right[column] else "✗", transform=axis.transAxes, ha="center", va="top",
-                      fontsize=11, color="#007A5E" if right[column] else "#B03A2E", fontweight="bold")
+            if right[column] is not None:
+                axis.text(0.5, -0.04, "✓" if right[column] else "✗", transform=axis.transAxes, ha="center", va="top",
+                          fontsize=11, color="#007A5E" if right[column] else "#B03A2E", fontweight="bold")
         axes[row][0].set_ylabel(title, fontsize=11, color=color, fontweight="bold")
     for column, prompt in enumerate(prompts[:columns]):
         axes[-1][column].text(0.5, -0.24, textwrap.fill(prompt, 21), transform=axes[-1][column].transAxes, ha="center",

@@ -1,4 +1,4 @@
-"""The demo's page: what was done, what came out, and how to go on; one file with its pictures inside."""
+"""The page that a run ends with: what was done, what came out, and how to go on; one file with its pictures inside."""
 
 import base64
 from pathlib import Path
@@ -7,10 +7,7 @@ from course import files
 
 KEYS = ("shape", "color", "size", "position", "background", "all")
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Latent diffusion against pixel diffusion</title>
-<style>
+STYLE = """<style>
  :root { color-scheme: light dark; --ink:#1d1d1f; --page:#fff; --soft:#f4f4f6; --line:#d9d9de; --latent:#0067a3;
    --pixel:#b84e00; }
  @media (prefers-color-scheme: dark) { :root { --ink:#ececf0; --page:#17171a; --soft:#232328; --line:#3a3a42;
@@ -26,7 +23,12 @@ PAGE = """<!doctype html>
  code, pre { background: var(--soft); border-radius: 4px; } code { padding: .1em .3em; }
  pre { padding: .8rem 1rem; overflow-x: auto; }
  .small { font-size: .88rem; opacity: .8; }
-</style></head><body>
+</style>"""
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Latent diffusion against pixel diffusion</title>
+{{ style|safe }}</head><body>
 <h1>The same U-Net, the same minutes: in latent space and in pixel space</h1>
 <p>Two text-to-image models were trained for {{ "%.1f"|format(m.latent.train_seconds / 60) }} minutes each on drawn
 {{ size }} × {{ size }} pictures. The <span class="latent">latent</span> model first spent
@@ -82,10 +84,58 @@ def write(path: Path, metrics: dict, pictures: dict[str, Path], image_size: int)
             ("peak memory of a training step, MiB", "peak_mb", "{:,.0f}"))
     cost = [(title, form.format(m["latent"][key]), form.format(m["pixel"][key]), _ratio(m["pixel"][key], m["latent"][key]))
             for title, key, form in rows]
-    inline = {name: "data:image/png;base64," + base64.b64encode(p.read_bytes()).decode() for name, p in pictures.items()}
     html = Environment(autoescape=True).from_string(PAGE).render(
-        m=metrics, oracle=oracle, cost=cost, keys=KEYS, size=image_size, **inline)
+        m=metrics, style=STYLE, oracle=oracle, cost=cost, keys=KEYS, size=image_size, **_inline(pictures))
     files.write_bytes(path, html.encode())
+
+
+RUN_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ r.kind }} · {{ r.model }}</title>
+{{ style|safe }}</head><body>
+<h1>{{ r.kind }} · {{ r.model }}</h1>
+<p>{{ "{:,}".format(m.images_seen) }} pictures in {{ "%.1f"|format(m.seconds / 60) }} minutes on {{ m.device }};
+data: {{ r.data.source }} at {{ r.data.size }} × {{ r.data.size }}. Expected of this recipe: {{ r.expected }}.</p>
+<img src="{{ samples }}" alt="Pictures of the run over their captions">
+<h2>What was measured on pictures kept apart</h2>
+<div class="scroll"><table><tbody>{% for name, value in figures %}
+<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
+<h2>How training went</h2>
+<img src="{{ curves }}" alt="Loss against minutes of training">
+<h2>The recipe</h2>
+<div class="scroll"><table><tbody>{% for name, value in settings %}
+<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
+<p class="small">Seed {{ m.seed }}, commit {{ m.commit }}. Everything else: <code>run.json</code>, <code>metrics.json</code>,
+<code>log.jsonl</code>.</p>
+</body></html>
+"""
+
+
+def write_run(path: Path, recipe: dict, metrics: dict, pictures: dict[str, Path]) -> None:
+    """The page of one `course train`."""
+    from jinja2 import Environment
+    said = ("kind", "expected", "commit", "device", "seed", "seconds", "images_seen")        # above and below the table
+    told = {k: v for k, v in metrics.items() if k not in said}
+    html = Environment(autoescape=True).from_string(RUN_PAGE).render(
+        r=recipe, m=metrics, style=STYLE, figures=[(k, _short(v)) for k, v in _flat(told)],
+        settings=[(k, _short(v)) for k, v in _flat(recipe)], **_inline(pictures))
+    files.write_bytes(path, html.encode())
+
+
+def _flat(d: dict, before: str = "") -> list[tuple[str, object]]:
+    """{"a": {"b": 1}} -> [("a.b", 1)]"""
+    rows = []
+    for key, value in d.items():
+        rows += _flat(value, f"{before}{key}.") if isinstance(value, dict) else [(before + key, value)]
+    return rows
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _inline(pictures: dict[str, Path]) -> dict[str, str]:
+    return {name: "data:image/png;base64," + base64.b64encode(p.read_bytes()).decode() for name, p in pictures.items()}
 
 
 def _ratio(a: float, b: float) -> str:

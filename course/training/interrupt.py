@@ -1,34 +1,32 @@
-"""Ctrl-C, but not in the middle of a step: half an optimiser's step must never be saved."""
+"""Ctrl-C and SIGTERM, but not in the middle of a step: half an optimiser's step must never be saved."""
 
 import signal
 import threading
 from contextlib import contextmanager
 
+from course.errors import Terminated
+
 
 @contextmanager
 def deferred_interrupt():
-    """with deferred_interrupt() as check: ...; `check()` raises the KeyboardInterrupt that came since the last call.
+    """with deferred_interrupt() as came: ...; `came()` is the exception to raise at a good moment, or None.
 
     A second Ctrl-C does not wait. Outside the main thread signals cannot be caught, and nothing is deferred.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    came = False
-    before = signal.getsignal(signal.SIGINT)
+    pending: BaseException | None = None
 
     def remember(number, frame):
-        nonlocal came
-        if came:
-            raise KeyboardInterrupt
-        came = True
+        nonlocal pending
+        if pending is not None:
+            raise pending
+        pending = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
-    def check():
-        if came:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, remember)
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield check
+        yield lambda: pending
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

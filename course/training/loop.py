@@ -1,22 +1,23 @@
 """The training loop, on one page: draw a batch, take a step, average the weights, and never lose anything.
 
-Everything random in step k is drawn from a generator seeded by (seed, k), so a run that was stopped and resumed takes
+Everything random in step k is drawn from generators seeded by (seed, k), so a run that was stopped and resumed takes
 exactly the steps that an uninterrupted one would have taken, bit for bit on a CPU.
 """
 
 import math
 import time
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from course.errors import TrainingError, UsageError
+from course.errors import Terminated, TrainingError, UsageError
 from course.training import checkpoint
+from course.training.engine import Engine, EngineConfig, fitting_micro_batch
 from course.training.interrupt import deferred_interrupt
-from course.training.progress import Progress
+from course.training.log import Log
+from course.training.step import Step
 
 
 @dataclass(frozen=True)
@@ -61,73 +62,74 @@ def learning_rate(config: LoopConfig, used: float, images: int) -> float:
 
 
 def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, folder: str | Path, *,
-        title: str = "training", resume: bool = True, quiet: bool = False) -> dict:
+        engine: EngineConfig = EngineConfig(), title: str = "training", resume: bool = True, quiet: bool = False,
+        tensorboard: bool = False, flops_per_image: float | None = None) -> dict:
     """Train `model` in place; its weights end as their exponential moving average.
 
     Args:
-        loss_of_batch: (model, generator) -> scalar loss. It draws its batch and all its noise from `generator`.
-        folder: `checkpoint.safetensors` is kept there: weights, average, optimiser, counters and curve.
-        resume: go on from that file if it is there.
+        loss_of_batch: (model, step) -> scalar loss. All that is random comes from `step`, a step.Step.
+        folder: `checkpoint.safetensors` is kept there (weights, average, optimiser, counters, curve), and `log.jsonl`.
+        resume: go on from that checkpoint if it is there.
+        flops_per_image: of a training step; on a GPU the share of its peak is then shown (MFU).
 
     Returns {"step", "images", "seconds", "curve": [[step, images, seconds, loss, lr], ...]}.
-    Raises TrainingError where the loss is not finite, naming step and seed. However it ends, the state
-    is saved and `model` holds the average.
+    Raises TrainingError where the loss is not finite, naming step and seed, and where memory runs out. However it ends,
+    the last good state is saved and `model` holds the average.
     """
-    path = Path(folder) / "checkpoint.safetensors"
-    average = deepcopy(model).requires_grad_(False)
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")        # one pass over the weights instead of a dozen
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=config.betas,
-                                  weight_decay=config.weight_decay, fused=fused)
-    state = {"step": 0, "images": 0, "seconds": 0.0, "curve": []}
-    if resume and path.exists():
-        state = checkpoint.load(path, model, average, optimiser, config)
+    folder, run = Path(folder), Engine(engine, model)
+    rows = run.rows(config.batch_size)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = run.device.type in ("cpu", "cuda")                 # one pass over the weights instead of a dozen
+    optimiser = torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    keep = checkpoint.Keeper(folder, run, average, optimiser, config)
+    state = (keep.load() if resume else None) or {"step": 0, "images": 0, "seconds": 0.0, "curve": []}
+    log = Log(folder, title, state, quiet or not run.main, run.main, tensorboard, run.peak_flops(), flops_per_image)
 
-    model.train()
+    run.model.train()
     started, saved = time.perf_counter() - state["seconds"], time.perf_counter()
     try:
-        with Progress(title, quiet) as progress, deferred_interrupt() as check_interrupt:
+        with log, deferred_interrupt() as interrupted:
             while (used := budget.used(state["step"], state["seconds"])) < 1:
-                check_interrupt()
                 lr = learning_rate(config, used, state["images"])
                 for group in optimiser.param_groups:
                     group["lr"] = lr
-                loss = loss_of_batch(model, step_generator(config.seed, state["step"]))
-                if not math.isfinite(value := loss.item()):
-                    raise TrainingError(f"the loss is {value} at step {state['step']} (seed {config.seed}, "
-                                        f"learning rate {lr:.2g}); the last good state is in {path}")
                 optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+                step = Step(config.seed, state["step"], config.batch_size, rows, used)
+                loss = run.gradients(loss_of_batch, step)
+                if not math.isfinite(loss):
+                    raise TrainingError(f"the loss is {loss} at step {state['step']} (seed {config.seed}, learning rate "
+                                        f"{lr:.2g}); the last good state is in {keep.path}")
+                nn.utils.clip_grad_norm_(parameters, config.grad_clip)
                 optimiser.step()
 
                 state["step"] += 1
                 state["images"] += config.batch_size
                 update_average(average, model, config, state["images"])
-                state["seconds"] = time.perf_counter() - started
+                state["seconds"], stop, due = run.agree(time.perf_counter() - started, interrupted() is not None,
+                                                        time.perf_counter() - saved > config.save_seconds)
                 if state["step"] % 10 == 0:
-                    state["curve"].append([state["step"], state["images"], round(state["seconds"], 2), value, lr])
-                progress.update(budget.used(state["step"], state["seconds"]), loss=value,
-                                images_per_second=state["images"] / max(state["seconds"], 1e-9))
-                if time.perf_counter() - saved > config.save_seconds:
-                    checkpoint.save(path, model, average, optimiser, config, state)
+                    state["curve"].append([state["step"], state["images"], round(state["seconds"], 2), loss, lr])
+                log.step(budget.used(state["step"], state["seconds"]), state, loss, lr, step.figures)
+                if stop:
+                    raise interrupted() or Terminated          # ours, or another process's
+                if due:
+                    keep.save(state)
                     saved = time.perf_counter()
+    except torch.OutOfMemoryError:
+        raise fitting_micro_batch(run, loss_of_batch, step) from None
     finally:                                                   # done, Ctrl-C or an error: the last good state is kept
-        checkpoint.save(path, model, average, optimiser, config, state)
-        model.load_state_dict(average.state_dict())
+        keep.save(state)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(average[name])
         model.eval()
     return state
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The CPU generator of one step: (seed, step) mixed to 63 bits, so that neighbours have nothing in common."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    mixed = ((mixed ^ (mixed >> 31)) * 0xD6E8FEB86659FD93) % 2**64
-    return torch.Generator().manual_seed((mixed ^ (mixed >> 32)) % 2**63)
-
-
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, config: LoopConfig, images: int) -> None:
+def update_average(average: dict, model: nn.Module, config: LoopConfig, images: int) -> None:
     """average <- decay * average + (1 - decay) * weights; the half-life grows with the run (Karras et al. 2024)."""
     halflife = min(config.ema_halflife, config.ema_rampup * images)
     decay = 0.5 ** (config.batch_size / max(halflife, 1e-9))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)

@@ -1,0 +1,132 @@
+"""What `course train` can train: frozen recipes by name, each with what to expect of it beside it.
+
+A recipe is everything but the machine: model, data, loss, loop, budget. `--set loop.lr=1e-3` changes one value of it.
+"""
+
+import json
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+from course.errors import UsageError
+from course.training import autoencoder, diffusion
+from course.training.loop import LoopConfig
+
+KINDS = {"vae": "an autoencoder with a KL penalty", "vq": "an autoencoder with a codebook",
+         "ldm": "a latent diffusion model, on an autoencoder trained before", "ddpm": "a diffusion model of pixels",
+         "clip": "a picture and a text encoder that agree"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which pictures: "scenes", or what `data.images.load` knows."""
+
+    source: str = "scenes"
+    size: int = 64
+    pictures: int = 8_192                  # of Scenes: so many are drawn; of others: at most so many are read
+    objects: tuple[int, int] = (1, 1)
+    textures: tuple[str, ...] = ("plain",)
+    degraded: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    kind: str
+    model: str                             # in presets.PIPELINES; of it, this recipe trains its part
+    expected: str                          # what came out, with which budget
+    data: Data = Data()
+    loop: LoopConfig = LoopConfig()
+    minutes: float = 8.0                   # of training, on two cores of a CPU; a GPU does more in the same time
+    seed: int = 0
+    loss: "autoencoder.AutoencoderLoss | diffusion.DiffusionLoss | None" = None
+    guidance: float = 1.5                  # for the pictures of the report
+    prompts: int = 64                      # unseen ones, drawn and read at the end
+
+
+SMALL = LoopConfig(batch_size=16, lr=1.5e-3, warmup_images=1_000, ema_halflife=4_000)
+FIRST = LoopConfig(batch_size=8, lr=3e-3, warmup_images=800, ema_halflife=2_000)
+EMOJI = Data("emoji", pictures=10_000)
+SOFT = autoencoder.AutoencoderLoss(kl=0.15)
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "vae": {
+        "demo": Recipe("vae", "demo-latent", "29 dB after 3 minutes", loop=FIRST, minutes=3, loss=SOFT),
+        "emoji": Recipe("vae", "demo-latent", "not measured yet", data=EMOJI, loop=FIRST, minutes=8, loss=SOFT),
+        "critic": Recipe("vae", "demo-latent", "reconstruction holds when the critic sets in", loop=FIRST, minutes=6,
+                         loss=replace(SOFT, adversarial=0.5)),
+    },
+    "vq": {"demo": Recipe("vq", "demo-vq", "not measured yet", loop=FIRST, minutes=3,
+                          loss=autoencoder.AutoencoderLoss())},
+    "ldm": {
+        "demo": Recipe("ldm", "demo-latent", "88 % of prompts right after 5 minutes", loop=SMALL, minutes=5,
+                       loss=diffusion.DiffusionLoss("v")),
+        "emoji": Recipe("ldm", "demo-latent", "not measured yet", data=EMOJI, loop=SMALL, minutes=12,
+                        loss=diffusion.DiffusionLoss("v")),
+    },
+    "ddpm": {"demo": Recipe("ddpm", "demo-pixel", "nothing to be seen after 8 minutes on a CPU",
+                            loop=LoopConfig(batch_size=8, lr=3e-3, warmup_images=300, ema_halflife=1_000),
+                            loss=diffusion.DiffusionLoss("v"))},
+    "clip": {
+        "cond": Recipe("clip", "demo-latent", "not measured yet", loop=SMALL, minutes=4, data=Data(objects=(1, 3))),
+        # it scores what models conditioned on the other one draw: another seed, other pictures
+        "score": Recipe("clip", "demo-latent", "not measured yet", loop=SMALL, minutes=4, data=Data(objects=(1, 3)),
+                        seed=1_000_003),
+    },
+}
+
+
+def find(kind: str, name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe, with each `key=value` of `overrides` applied. Raises UsageError that names what is known."""
+    if kind not in RECIPES:
+        raise UsageError(f"cannot train {kind!r}; expected one of {', '.join(RECIPES)}")
+    if name not in RECIPES[kind]:
+        raise UsageError(f"no recipe {name!r} for {kind}; expected one of {', '.join(RECIPES[kind])}")
+    recipe = RECIPES[kind][name]
+    for change in overrides or []:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UsageError(f"--set expects key=value, got {change!r}")
+        recipe = changed(recipe, key.strip(), value.strip(), key)
+    return replace(recipe, loop=replace(recipe.loop, seed=recipe.seed))
+
+
+def changed(config, path: str, value: str, said: str):
+    """`config` with the field at the dotted `path` set to `value`, read as the field's type."""
+    name, _, rest = path.partition(".")
+    known = {f.name for f in fields(config)}
+    if name not in known:
+        raise UsageError(f"no setting {said!r}; expected one of {', '.join(sorted(known))}"
+                         + (f" under {said.removesuffix(path).rstrip('.')}" if said != path else ""))
+    before = getattr(config, name)
+    if rest:
+        if not is_dataclass(before):
+            raise UsageError(f"{said!r}: {name} has no parts")
+        return replace(config, **{name: changed(before, rest, value, said)})
+    if is_dataclass(before):
+        raise UsageError(f"{said!r} is a group; set one of {', '.join(f'{name}.{f.name}' for f in fields(before))}")
+    return replace(config, **{name: _read(value, typing.get_type_hints(type(config))[name], said)})
+
+
+def _read(value: str, kind, said: str):
+    """`value` as `kind`: a number, a word, a tuple in JSON's or in plain comma form, or none."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else (kind,)
+    if value.lower() in ("none", "null") and type(None) in options:
+        return None
+    for option in options:
+        try:
+            if option is bool:
+                return {"true": True, "false": False, "1": True, "0": False}[value.lower()]
+            if option in (int, float, str):
+                return option(value.replace("_", "") if option is int else value)
+            if typing.get_origin(option) is tuple:
+                items = json.loads(value) if value.startswith("[") else value.split(",")
+                item = typing.get_args(option)[0]
+                found = tuple(item(i) for i in items)
+                wanted = typing.get_args(option)
+                if wanted[-1] is not Ellipsis and len(found) != len(wanted):
+                    raise ValueError
+                return found
+        except (ValueError, KeyError):
+            continue
+    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    raise UsageError(f"{said} = {value!r} is no {expected}")
