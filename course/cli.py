@@ -98,6 +98,8 @@ def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or
                                                            "loop.lr=1e-3 or data.source=FOLDER.")] = None,
           minutes: Annotated[float | None, typer.Option(help="Time to train; default: the recipe's.")] = None,
           first_stage: Annotated[Path | None, typer.Option("--autoencoder", help="Run of the autoencoder, for ldm.")] = None,
+          text_encoder: Annotated[Path | None, typer.Option(help="A frozen one, for ldm and ddpm: run of `train clip`, or CLIP-L "
+                                                           "as released. Default: a new one, trained jointly.")] = None,
           resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint, if there is one.")] = True,
           micro_batch: Annotated[int | None, typer.Option(help="Samples at once; the rest of the batch in turns.")] = None,
           precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
@@ -118,7 +120,8 @@ def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or
         return
     recipe = recipes.find(kind, preset, [*(change or []), *([f"minutes={minutes}"] if minutes is not None else [])])
     engine = EngineConfig(choose(device), precision, micro_batch, compile, channels_last, recompute, sharded)
-    metrics = command.run(recipe, out or Path("runs") / f"{kind}-{preset}", engine, first_stage=first_stage, resume=resume,
+    given = command.Given(*(None if path is None else str(path) for path in (first_stage, text_encoder)))
+    metrics = command.run(recipe, out or Path("runs") / f"{kind}-{preset}", engine, given=given, resume=resume,
                           tensorboard=tensorboard, quiet=as_json)
     if as_json:
         print(json.dumps(metrics))
@@ -149,6 +152,40 @@ def parity(only: Annotated[str | None, typer.Option(help="Only what has this in 
                           "equal" if r.passed else "DIFFERS")
         Console().print(table)
     raise typer.Exit(0 if all(r.passed for r in rows) else 1)
+
+
+@bench.command()
+def prompts(model: Annotated[str, typer.Option(help="Run or pipeline folder, or a shipped model's name.")] = "scenes64",
+            count: Annotated[int, typer.Option(help="Unseen prompts; a quarter as many with pairs held out of training.")] = 1024,
+            objects: Annotated[int, typer.Option(help="Prompts name 1 ... this many objects.")] = 3,
+            steps: int = 25, guidance: float | None = None, sampler: str = "ddim", seed: int = 0, device: Device = "auto",
+            as_json: Json = False) -> None:
+    """Draw unseen prompts of Scenes and let the oracle say how many came out right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course.device import choose
+    from course.evaluation import fidelity
+    from course.pipeline import StableDiffusion
+    from course.training.progress import Progress
+    if count < 8 or not 1 <= objects <= 3:
+        raise UsageError(f"count must be at least 8 and objects in 1 ... 3, got {count} and {objects}")
+    pipe = StableDiffusion.load(model, choose(device))
+    with Progress(f"{count} prompts", as_json) as progress:
+        rows, _ = fidelity.measure(pipe, count, (1, objects), steps=steps, guidance_scale=guidance, sampler=sampler, seed=seed,
+                                   progress=progress.update)
+    if as_json:
+        print(json.dumps({"model": pipe.origin, "steps": steps, "sampler": sampler, "seed": seed, "rows": rows}))
+        return
+    keys = ("count", "shape", "color", "size", "position", "relation", "background", "all")
+    table = Table(title=pipe.origin, title_justify="left")
+    for column in ("split", "objects", "prompts", *keys):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for row in rows:
+        unasked = "relation" if row["objects"] == 1 else "position"
+        figures = ("–" if key == unasked else f"{100 * row[key]:.1f} %" for key in keys)
+        table.add_row(row["split"], str(row["objects"]), str(row["prompts"]), *figures)
+    Console().print(table)
 
 
 @app.command()

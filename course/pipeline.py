@@ -14,6 +14,8 @@ from course import files, guidance, parts, pixels, presets, samplers, sdxl, text
 from course.errors import CheckpointError, ShapeError, UsageError
 from course.published import pipelines
 
+SHIPPED = Path(__file__).parent / "weights"                    # models that come with the course: see `shipped`
+
 
 class StableDiffusion:
     """A text-to-image diffusion model: U-Net, text encoder, tokenizer, schedule, and an autoencoder, or none for pixels.
@@ -212,6 +214,8 @@ class StableDiffusion:
         Raises CheckpointError that says what is missing or does not fit.
         """
         folder = Path(source)
+        if not folder.exists() and (SHIPPED / folder / "pipeline.json").is_file():
+            folder = SHIPPED / folder
         if folder.is_file() or (folder / "model_index.json").is_file():
             return cls(**pipelines.read(folder, tokenizer_source)).to(device)
         if (folder / "model" / "pipeline.json").is_file():

@@ -81,7 +81,11 @@ UNETS = {
                                    context_dim=128),
     "demo-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 32, 64, 64), layers_per_block=1,
                                   depth=(0, 0, 1, 1), mid_depth=0, heads=(1, 1, 2, 2), context_dim=128),
-    # the same, grown for a GPU; not measured on a GPU
+    # the models that come with the course: one to three objects, 64 x 64
+    "scenes64": unet.UNetConfig(block_channels=(96, 128), layers_per_block=1, depth=(1, 1), heads=(3, 4), context_dim=128),
+    "scenes64-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 64, 96, 128), layers_per_block=1,
+                                      depth=(0, 0, 1, 1), heads=(1, 2, 3, 4), context_dim=128),
+    # the demo's, grown for a GPU; not measured on a GPU
     "demo-latent-gpu": unet.UNetConfig(block_channels=(192, 320), depth=(1, 1), heads=(6, 10), context_dim=128),
     "demo-pixel-gpu": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(64, 128, 192, 320),
                                       depth=(0, 0, 1, 1), heads=(2, 4, 6, 10), context_dim=128),
@@ -125,6 +129,7 @@ VAES = {
     # the same with a codebook: 64 words of 10 bits for a picture, dead ones moved to where they are needed
     "demo-vq": vq.VQConfig(latent_channels=4, block_channels=(32, 64), layers_per_block=1, stem=4, mid_attention=False,
                            num_codes=1024, ema_decay=0.99, restart_below=0.01),
+    "scenes64-vae": vae.VAEConfig(block_channels=(64, 128), layers_per_block=1, stem=4, mid_attention=False),
     "demo-vae-gpu": vae.VAEConfig(block_channels=(64, 128, 256), layers_per_block=2, stem=2),
 }
 
@@ -137,6 +142,8 @@ TEXTS = {
     "openclip-bigg": text.TextConfig(width=1280, layers=32, heads=20, activation="gelu", skip=1, projection=1280),
     # the demo's, trained jointly with the U-Net
     "demo-text": text.TextConfig(vocab_size=1024, length=16, width=128, layers=2, heads=4, activation="gelu"),
+    # long enough for three objects
+    "scenes64-text": text.TextConfig(vocab_size=1024, length=48, width=128, layers=3, heads=4, activation="gelu"),
 }
 
 CONTROLNETS = {
@@ -159,6 +166,9 @@ def _demo(size: str) -> dict[str, PipelineConfig]:
 # one object, 64 x 64 pixels, 8 x 8 x 4 latents: 48 times fewer values
 PIPELINES = _demo("") | _demo("-gpu")
 PIPELINES["demo-vq"] = replace(PIPELINES["demo-latent"], vae=VAES["demo-vq"])
+for _name, _arm in (("scenes64", "demo-latent"), ("scenes64-pixel", "demo-pixel")):
+    PIPELINES[_name] = replace(PIPELINES[_arm], unet=UNETS[_name], text=TEXTS["scenes64-text"])
+PIPELINES["scenes64"] = replace(PIPELINES["scenes64"], vae=VAES["scenes64-vae"])
 
 
 def build(name: str) -> nn.Module:

@@ -23,8 +23,8 @@ from course.demo import commit, device_name
 from course.errors import CheckpointError, UsageError
 from course.evaluation import figures, report
 from course.pipeline import StableDiffusion
-from course.training import autoencoder, clip, diffusion, loop
-from course.training.engine import EngineConfig
+from course.training import autoencoder, checkpoint, clip, diffusion, flops, loop, perceptual, saved
+from course.training.engine import EngineConfig, processes
 from course.training.recipes import RECIPES, Data, Recipe
 
 
@@ -37,6 +37,7 @@ class Material:
     test_images: Tensor
     test_captions: list[str]
     test_scenes: list | None = None
+    origin: str = ""
 
     def hash(self) -> str:
         digest = hashlib.sha256(self.images.numpy().tobytes())
@@ -44,93 +45,140 @@ class Material:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Given:
+    """What earlier runs made and a latent diffusion model builds on."""
+
+    autoencoder: str | None = None         # run folder of `course train vae` or `vq`
+    text_encoder: str | None = None        # frozen: see saved.text_encoder; None: a new one, trained jointly
+
+    def load(self, kind: str) -> tuple:
+        """(autoencoder or None, (tokenizer, text encoder) or None)"""
+        if kind == "ldm" and self.autoencoder is None:
+            raise UsageError("a latent diffusion model needs an autoencoder: name its run with --autoencoder")
+        return (saved.autoencoder(self.autoencoder) if kind == "ldm" else None,
+                saved.text_encoder(self.text_encoder) if self.text_encoder and kind in ("ldm", "ddpm") else None)
+
+
 def material(data: Data, seed: int, prompts: int, root: str | Path = "datasets") -> Material:
     """Draw Scenes, or read real pictures; of those the last ones are kept apart."""
     if data.source == "scenes":
         kind = dict(objects=data.objects, textures=data.textures, degraded=data.degraded)
-        train, test = (Scenes(data.size, split, seed, **kind) for split in ("train", "test"))
+        train, test = (Scenes(data.size, split, seed, **kind) for split in (data.split, "test"))
         drawn = torch.cat([pixels.to_bytes(train.images(range(i, min(i + 1024, data.pictures))))
                            for i in range(0, data.pictures, 1024)])                     # (n,3,S,S)
         said = [[*2 * captions.full_captions(s), captions.caption(s, short=True)] for s in train.scenes(range(data.pictures))]
         most = max(map(len, said))
         said = [(most * ways)[:most] for ways in said]         # as many for all: several objects have fewer word orders
         return Material(drawn, said, pixels.to_bytes(test.images(range(prompts))), test.captions(range(prompts), full=True),
-                        test.scenes(range(prompts)))
-    found = images.load(data.source, data.size, root=root, limit=data.pictures)
-    Console().print(found.report(), highlight=False)
+                        test.scenes(range(prompts)), f"Scenes: {data.pictures} pictures of {data.size} x {data.size}")
+    found = images.load(data.source, data.size, data.split, root=root, limit=data.pictures)
     apart = min(prompts, len(found) // 10)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
     keep, away = order[apart:], order[:apart]
     most = min(5, max(map(len, found.captions)))
     said = [(most * found.captions[i])[:most] for i in keep.tolist()]
-    return Material(found.images[keep], said, found.images[away], [found.captions[i][0] for i in away.tolist()])
+    return Material(found.images[keep], said, found.images[away], [found.captions[i][0] for i in away.tolist()],
+                    origin=found.report())
 
 
-def run(recipe: Recipe, out: str | Path, engine: EngineConfig, *, first_stage: str | Path | None = None, resume: bool = True,
+def run(recipe: Recipe, out: str | Path, engine: EngineConfig, *, given: Given = Given(), resume: bool = True,
         tensorboard: bool = False, quiet: bool = False, root: str | Path = "datasets") -> dict:
     """Train one recipe into `out`; returns what it writes to metrics.json. Raises CourseError."""
-    out, console = Path(out), Console(quiet=quiet)
-    claim(out, recipe, resume)
+    world = processes(engine)
+    out, main = Path(out), world.is_main_process
+    console = Console(quiet=quiet or not main)
+    found = given.load(recipe.kind)                            # before anything is written: there may be nothing to find
+    claim(out, recipe, given, resume)
     torch.manual_seed(recipe.seed)
-    data = material(recipe.data, recipe.seed, recipe.prompts, root)
-    how = {"engine": engine, "resume": resume, "tensorboard": tensorboard, "quiet": quiet, "title": f"{recipe.kind}"}
-    budget = loop.Budget(minutes=recipe.minutes)
-    note(out, recipe, engine, data)
-    state, rows, found = {"vae": first, "vq": first, "ldm": denoiser, "ddpm": denoiser, "clip": contrastive}[recipe.kind](
-        recipe, data, out, budget, how, first_stage)
-    metrics = {"kind": recipe.kind, **found, "images_seen": state["images"], "seconds": state["seconds"], "steps": state["step"],
-               "expected": recipe.expected, "commit": commit(), "device": device_name(engine.device), "seed": recipe.seed}
+    with world.main_process_first():                           # the others then find what it has read in the cache
+        data = material(recipe.data, recipe.seed, recipe.prompts, root)
+    if main:
+        console.print(data.origin, highlight=False)
+        note(out, recipe, engine, given, data)
+    budget = loop.Budget(steps=recipe.steps) if recipe.steps is not None else loop.Budget(minutes=recipe.minutes)
+    how = {"engine": engine, "resume": resume, "tensorboard": tensorboard, "quiet": console.quiet, "title": recipe.kind,
+           "budget": budget}
+    train = {"vae": first, "vq": first, "ldm": denoiser, "ddpm": denoiser, "clip": contrastive}[recipe.kind]
+    state, finish = train(recipe, data, out, how, *found)
+    if not main:                                               # whoever is first draws, measures and reports
+        return {}
+    rows, measured = finish()
+    metrics = {"kind": recipe.kind, **measured, "images_seen": state["images"], "seconds": state["seconds"],
+               "steps": state["step"], "expected": recipe.expected, "commit": commit(), "device": device_name(engine.device),
+               "seed": recipe.seed}
     files.write_json(out / "metrics.json", metrics)
-    figures.curves(out / "curves.png", {recipe.kind: state["curve"]})
+    figures.logged(out / "curves.png", out / "log.jsonl", critic_is_heard(recipe))
     figures.samples(out / "samples.png", data.test_captions, rows)
     report.write_run(out / "report.html", asdict(recipe), metrics, {n: out / f"{n}.png" for n in ("samples", "curves")})
     console.print(f"Report: {out / 'report.html'}", highlight=False)
     return metrics
 
 
-def claim(out: Path, recipe: Recipe, resume: bool) -> None:
+def critic_is_heard(recipe: Recipe) -> dict[str, float]:
+    """Minutes to mark in the curves."""
+    loss = recipe.loss
+    if not getattr(loss, "adversarial", 0.0):
+        return {}
+    return {"critic learns": loss.critic_learns * recipe.minutes, "critic counts": loss.critic_counts * recipe.minutes}
+
+
+def claim(out: Path, recipe: Recipe, given: Given, resume: bool) -> None:
     """One folder, one recipe: going on with other settings would silently mix two runs."""
     path = out / "run.json"
     if resume and path.exists():
         try:
-            before = json.loads(path.read_text())["recipe"]
+            noted = json.loads(path.read_text())
+            before = noted["recipe"] | noted["given"]
         except (ValueError, KeyError):
             raise CheckpointError(f"{path} is damaged; delete {out} or choose another --out") from None
-        now = json.loads(json.dumps(asdict(recipe)))
+        now = json.loads(json.dumps(asdict(recipe) | asdict(given)))
         if other := [k for k in now if now[k] != before.get(k) and k != "expected"]:
             raise UsageError(f"{out} holds a run with another {', '.join(other)}; choose another --out, or delete it")
 
 
-def note(out: Path, recipe: Recipe, engine: EngineConfig, data: Material) -> None:
+def note(out: Path, recipe: Recipe, engine: EngineConfig, given: Given, data: Material) -> None:
     """Write down what this run is, before it begins."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform()}
-    files.write_json(out / "run.json", {"recipe": asdict(recipe), "engine": asdict(engine), "command": sys.argv[1:],
-                                        "commit": commit(), "environment": versions, "data_sha256": data.hash()})
+    files.write_json(out / "run.json", {"recipe": asdict(recipe), "engine": asdict(engine), "given": asdict(given),
+                                        "command": sys.argv[1:], "commit": commit(), "environment": versions,
+                                        "data_sha256": data.hash()})
 
 
-# ---- one function a kind: train, keep the model, measure; each returns (loop state, rows of pictures, figures)
+# ---- one function a kind. Each trains, and returns the loop's state and what is left for the first process to do: keep the
+# model and measure it; that returns (rows of pictures, figures)
 
-def first(recipe: Recipe, data: Material, out: Path, budget, how, _):
+def first(recipe: Recipe, data: Material, out: Path, how: dict, *_):
     """An autoencoder, KL or VQ."""
-    config = presets.PIPELINES[recipe.model].vae
+    config, judge, size = presets.PIPELINES[recipe.model].vae, None, recipe.data.size
+    if recipe.loss.perceptual:
+        judge, words = perceptual.load(recipe.loss.perceptual_net, recipe.loss.perceptual_trunk)
+        judge.to(how["engine"].device)
+        Console(quiet=how["quiet"]).print(f"perceptual distance: {words}", highlight=False)
     model = presets.autoencoder(config)
-    state = autoencoder.train(model, data.images, out, budget, recipe.loop, recipe.loss, **how)
-    real, found = pixels.to_unit(data.test_images), {}
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        z = torch.cat([latent_of(model.encode(x.to(device))) for x in real.split(64)])
-        rebuilt = torch.cat([model.decode(part).clamp(-1, 1).cpu() for part in z.split(64)])
-        # 1 / std of the latents: diffusion starts from unit variance
-        sample = pixels.to_unit(data.images[:1024]).to(device)
-        model.scaling_factor = float(1 / torch.cat([latent_of(model.encode(x)) for x in sample.split(64)]).std())
-    found["psnr"] = (10 * torch.log10(4 / (rebuilt - real).square().mean((1, 2, 3)))).mean().item()
-    found["scaling_factor"] = model.scaling_factor
-    if data.test_scenes is not None:
-        found["oracle"] = oracle.rates(rebuilt, data.test_scenes)
-    config = replace(config, scaling_factor=model.scaling_factor)
-    files.save_tensors(out / "model" / "vae.safetensors", model.state_dict(), {"part": "vae"})
-    files.write_json(out / "model" / "vae.json", asdict(config))
-    return state, {"real": (real, [True] * len(real)), "rebuilt": (rebuilt, right(rebuilt, data))}, found
+    with torch.device("meta"):
+        cost = flops.training(presets.autoencoder(config).eval(), torch.empty(1, 3, size, size))
+    state = autoencoder.train(model, data.images, out, config=recipe.loop, loss=recipe.loss, perceptual=judge,
+                              flops_per_image=cost, **how)
+
+    def finish():
+        device, sharded = how["engine"].device, how["engine"].sharded
+        trained = checkpoint.average_of(out, presets.autoencoder(config).to(device), "autoencoder.") if sharded else model.float()
+        real, found = pixels.to_unit(data.test_images), {}
+        with torch.no_grad():
+            z = torch.cat([latent_of(trained.encode(x.to(device))) for x in real.split(64)])
+            rebuilt = torch.cat([trained.decode(part).clamp(-1, 1).cpu() for part in z.split(64)])
+            # 1 / std of the latents: diffusion starts from unit variance
+            sample = pixels.to_unit(data.images[:1024]).to(device)
+            scale = float(1 / torch.cat([latent_of(trained.encode(x)) for x in sample.split(64)]).std())
+        found["psnr"] = (10 * torch.log10(4 / (rebuilt - real).square().mean((1, 2, 3)))).mean().item()
+        found["scaling_factor"] = scale
+        if data.test_scenes is not None:
+            found["oracle"] = oracle.rates(rebuilt, data.test_scenes)
+        files.save_tensors(out / "model" / "vae.safetensors", trained.state_dict(), {"part": "vae"})
+        files.write_json(out / "model" / "vae.json", asdict(replace(config, scaling_factor=scale)))
+        return {"real": (real, [None] * len(real)), "rebuilt": (rebuilt, right(rebuilt, data))}, found
+    return state, finish
 
 
 def latent_of(encoded) -> Tensor:
@@ -138,58 +186,86 @@ def latent_of(encoded) -> Tensor:
     return encoded if isinstance(encoded, Tensor) else encoded.mode()
 
 
-def load_first_stage(folder: str | Path) -> torch.nn.Module:
-    """What `course train vae` or `vq` left in its run folder."""
-    folder = Path(folder)
-    path = folder / "model" / "vae.json"
-    if not path.is_file():
-        raise CheckpointError(f"no autoencoder in {folder}: expected {path}; train one with `course train vae`")
-    try:
-        config = presets.vae_from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-    model = presets.autoencoder(config)
-    files.load_into(model, files.load_tensors(folder / "model" / "vae.safetensors")[0], str(folder / "model"))
-    return model.eval().requires_grad_(False)
-
-
-def denoiser(recipe: Recipe, data: Material, out: Path, budget, how, first_stage):
-    """A text-conditional U-Net on latents, or, without a first stage, on pixels."""
-    config, vae = presets.PIPELINES[recipe.model], None
-    if recipe.kind == "ldm":
-        if first_stage is None:
-            raise UsageError("a latent diffusion model needs an autoencoder: name its run with --autoencoder")
-        vae = load_first_stage(first_stage).to(how["engine"].device)
+def denoiser(recipe: Recipe, data: Material, out: Path, how: dict, vae, words):
+    """A text-conditional U-Net on latents, or, without an autoencoder, on pixels."""
+    config, encoder, device = presets.PIPELINES[recipe.model], None, how["engine"].device
+    if vae is not None:
+        vae.to(device)
         config = replace(config, vae=vae.config)
-        mean, std = latents.cached(out / "latents", vae, data.images, how["engine"].device)
+        with processes(how["engine"]).main_process_first():
+            mean, std = latents.cached(out / "latents", vae, data.images, device)
         batches = diffusion.latent_batches(mean, std, vae.scaling_factor)
     else:
         batches = diffusion.pixel_batches(data.images)
-    words = sorted({caption for ways in data.captions[:4096] for caption in ways})
-    tokens = tokenizer.Tokenizer.train(words, num_merges=config.text.vocab_size - 514, length=config.text.length)
+    if words is None:
+        tokens = vocabulary(data, config.text)
+    else:
+        tokens, encoder = words
+        config = replace(config, text=encoder.config, unet=replace(config.unet, context_dim=encoder.config.width))
+        encoder.to(device)
     ids = tokens([c for ways in data.captions for c in ways]).view(len(data.captions), -1, config.text.length)
-    pipe = StableDiffusion(config, tokens, autoencoder=vae)
-    both = diffusion.ConditionalDenoiser(pipe.unet, pipe.text_encoder)
+    pipe = StableDiffusion(config, tokens, text_encoder=encoder, autoencoder=vae)
+    conditions, nothing, learned = ids, tokens("")[0], pipe.text_encoder
+    if encoder is not None:
+        with processes(how["engine"]).main_process_first():
+            conditions, learned = latents.Contexts(out / "captions", encoder, ids, device), None
+        nothing = pipe.encode_text([""])["context"][0].cpu()                            # (N,D)
     loss = replace(recipe.loss, predict=config.predict)
+
+    def keep() -> StableDiffusion | None:
+        """Write the pipeline's folder, once, and return the pipeline; an unfinished model can be sampled, too."""
+        if not processes(how["engine"]).is_main_process or not (out / "checkpoint.safetensors").exists():
+            return None
+        whole = pipe
+        if how["engine"].sharded:
+            whole = StableDiffusion(config, tokens, text_encoder=encoder, autoencoder=vae)
+            checkpoint.average_of(out, diffusion.ConditionalDenoiser(whole.unet, None if encoder else whole.text_encoder))
+        for module in whole.modules().values():
+            module.float()
+        whole.save(out / "model")
+        return whole.to(device)
+
     try:
-        state = diffusion.train(both, batches, ids, tokens("")[0], pipe.schedule, out, budget, recipe.loop, loss, **how)
-    finally:
-        pipe.save(out / "model")
-    pipe.to(how["engine"].device)
-    drawn = torch.cat([pipe.decode(pipe.latents(data.test_captions[i: i + 32], steps=25, seed=recipe.seed + i,
-                                                guidance_scale=recipe.guidance)).cpu()
-                       for i in range(0, len(data.test_captions), 32)])
-    found = {"oracle": oracle.rates(drawn, data.test_scenes)} if data.test_scenes is not None else {}
-    return state, {"drawn": (drawn, right(drawn, data))}, found
+        state = diffusion.train(diffusion.ConditionalDenoiser(pipe.unet, learned), batches, conditions, nothing, pipe.schedule,
+                                out, config=recipe.loop, loss=loss, flops_per_image=cost_of(config, learned is not None), **how)
+    except BaseException:
+        keep()
+        raise
+
+    def finish():
+        whole, prompts = keep(), data.test_captions
+        drawn = torch.cat([whole.decode(whole.latents(prompts[i: i + 32], steps=25, seed=recipe.seed + i,
+                                                      guidance_scale=recipe.guidance)).cpu() for i in range(0, len(prompts), 32)])
+        found = {"oracle": oracle.rates(drawn, data.test_scenes)} if data.test_scenes is not None else {}
+        return {"drawn": (drawn, right(drawn, data))}, found
+    return state, finish
 
 
-def contrastive(recipe: Recipe, data: Material, out: Path, budget, how, _):
+def vocabulary(data: Material, config: "text.TextConfig") -> "tokenizer.Tokenizer":
+    """Byte pairs learned from the captions; the preset says how many."""
+    words = sorted({caption for ways in data.captions[:4096] for caption in ways})
+    return tokenizer.Tokenizer.train(words, num_merges=config.vocab_size - 514, length=config.length)
+
+
+def cost_of(config: "presets.PipelineConfig", learned_text: bool) -> int:
+    """FLOPs of a training step for one picture."""
+    side = config.image_size // (config.vae.factor if config.vae else 1)
+    with torch.device("meta"):
+        model = diffusion.ConditionalDenoiser(unet.UNet(config.unet), text.TextEncoder(config.text) if learned_text else None)
+        words = torch.zeros(1, config.text.length, dtype=torch.int64) if learned_text else torch.empty(
+            1, config.text.length, config.text.width)
+        return flops.training(model, torch.empty(1, config.unet.in_channels, side, side), torch.empty(1), words)
+
+
+def contrastive(recipe: Recipe, data: Material, out: Path, how: dict, *_):
     """CLIP: near misses are captions of the same picture with one word changed."""
     config = presets.PIPELINES[recipe.model].text
-    words = sorted({c for ways in data.captions[:4096] for c in ways})
-    tokens = tokenizer.Tokenizer.train(words, num_merges=config.vocab_size - 514, length=config.length)
+    tokens = vocabulary(data, config)
     config = replace(config, projection=config.width, eos_id=tokens.end_id)
-    model = clip.CLIP(clip.ImageEncoder(config.projection), text.TextEncoder(config))
+
+    def fresh():
+        return clip.CLIP(clip.ImageEncoder(config.projection), text.TextEncoder(config))
+    model = fresh()
 
     def choose(chosen: Tensor, step) -> Tensor:
         which, turns = step.integers(10_000).tolist(), step.integers(10_000).tolist()
@@ -198,19 +274,23 @@ def contrastive(recipe: Recipe, data: Material, out: Path, budget, how, _):
             own = data.captions[i][way % len(data.captions[i])]
             rows += [own, *captions.near_misses(own, turn, 3)]
         return tokens(rows).view(len(chosen), 4, -1)
-    state = clip.train(model, data.images, choose, out, budget, recipe.loop, **how)
-    files.save_tensors(out / "model" / "clip.safetensors", model.state_dict(), {"part": "clip"})
-    files.write_json(out / "model" / "clip.json", asdict(config))
-    tokens.save(out / "model" / "tokenizer.json")
-    real, device = pixels.to_unit(data.test_images), next(model.parameters()).device
-    with torch.no_grad():
-        u, v = model.directions(real.to(device), tokens(data.test_captions).to(device))
-        near = [[c, *captions.near_misses(c, i, 3)] for i, c in enumerate(data.test_captions)]
-        w = model.directions(real[:1].to(device), tokens([c for ways in near for c in ways]).to(device))[1].view(len(u), 4, -1)
-    ranks = (u @ v.T).argmax(1).cpu() == torch.arange(len(u))
-    misses = torch.einsum("bd,bkd->bk", u, w).argmax(1).cpu() == 0
-    found = {"right_among_all": ranks.float().mean().item(), "right_among_near_misses": misses.float().mean().item()}
-    return state, {"real": (real, misses.tolist())}, found
+    state = clip.train(model, data.images, choose, out, config=recipe.loop, **how)
+
+    def finish():
+        trained = checkpoint.average_of(out, fresh()) if how["engine"].sharded else model.float()
+        files.save_tensors(out / "model" / "clip.safetensors", trained.state_dict(), {"part": "clip"})
+        files.write_json(out / "model" / "clip.json", asdict(config))
+        tokens.save(out / "model" / "tokenizer.json")
+        real, device = pixels.to_unit(data.test_images), next(trained.parameters()).device
+        near = tokens([c for i, own in enumerate(data.test_captions) for c in (own, *captions.near_misses(own, i, 3))])
+        with torch.no_grad():
+            u, v = trained.directions(real.to(device), tokens(data.test_captions).to(device))           # (n,D), (n,D)
+            w = trained.directions(real[:1].to(device), near.to(device))[1].view(len(u), 4, -1)         # (n,4,D)
+        among_all = (u @ v.T).argmax(1).cpu() == torch.arange(len(u))
+        among_near = torch.einsum("bd,bkd->bk", u, w).argmax(1).cpu() == 0
+        found = {"right_among_all": among_all.float().mean().item(), "right_among_near_misses": among_near.float().mean().item()}
+        return {"real": (real, among_near.tolist())}, found
+    return state, finish
 
 
 def print_recipes(as_json: bool = False) -> None:

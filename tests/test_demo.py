@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from course import demo, files
-from course.data import latents
+from course.data import latents, shards
 from course.errors import UsageError
 from course.pipeline import StableDiffusion
 from course.training import loop
@@ -70,7 +70,7 @@ def test_both_arms_had_the_same_seconds(run):
 def test_latents_are_at_unit_scale(run):
     out, _, _, metrics = run
     tensors, _ = files.load_tensors(out / "latent" / "latents-00000.safetensors")
-    scale = latents.measured_scale(tensors["mean"], tensors["std"])
+    scale = latents.measured_scale(shards.Rows([tensors["mean"]]), shards.Rows([tensors["std"]]))
     assert metrics["autoencoder"]["scaling_factor"] == pytest.approx(scale)
     z = scale * (tensors["mean"] + tensors["std"] * torch.randn(tensors["mean"].shape))
     assert z.std().item() == pytest.approx(1.0, abs=0.05)

@@ -9,7 +9,8 @@ from PIL import Image
 from course import train
 from course.errors import CheckpointError, UsageError
 from course.pipeline import StableDiffusion
-from course.training import recipes
+from course.train import Given
+from course.training import recipes, saved
 from course.training.engine import EngineConfig
 
 SHORT = ["minutes=0.02", "data.pictures=64", "data.size=64", "prompts=4", "loop.batch_size=4"]
@@ -37,12 +38,12 @@ def check_folder(out):
 def test_vae(first_stage):
     check_folder(first_stage)
     metrics = json.loads((first_stage / "metrics.json").read_text())
-    vae = train.load_first_stage(first_stage)
+    vae = saved.autoencoder(first_stage)
     assert vae.scaling_factor == metrics["scaling_factor"] > 0 and metrics["psnr"] > 0 and "all" in metrics["oracle"]
 
 
 def test_latent_diffusion_on_it(first_stage, tmp_path):
-    metrics = run("ldm", tmp_path / "ldm", first_stage=first_stage)
+    metrics = run("ldm", tmp_path / "ldm", given=Given(str(first_stage)))
     check_folder(tmp_path / "ldm")
     assert metrics["kind"] == "ldm" and metrics["images_seen"] > 0
     picture, = StableDiffusion.load(tmp_path / "ldm").generate("a small red ring", steps=2, seed=0)
@@ -52,7 +53,7 @@ def test_latent_diffusion_on_it(first_stage, tmp_path):
 def test_codebook_and_latent_diffusion_on_it(tmp_path):
     metrics = run("vq", tmp_path / "vq")
     assert metrics["scaling_factor"] > 0
-    run("ldm", tmp_path / "ldm", first_stage=tmp_path / "vq")
+    run("ldm", tmp_path / "ldm", given=Given(str(tmp_path / "vq")))
     assert StableDiffusion.load(tmp_path / "ldm").generate("a ring", steps=1, seed=0)
 
 
@@ -61,10 +62,17 @@ def test_pixels(tmp_path):
     check_folder(tmp_path)
 
 
-def test_clip(tmp_path):
-    metrics = run("clip", tmp_path, preset="cond")
-    check_folder(tmp_path)
+def test_clip_and_a_model_that_reads_by_it(first_stage, tmp_path):
+    metrics = run("clip", tmp_path / "clip", preset="cond")
+    check_folder(tmp_path / "clip")
     assert 0 <= metrics["right_among_all"] <= 1 and 0 <= metrics["right_among_near_misses"] <= 1
+    run("ldm", tmp_path / "ldm", given=Given(str(first_stage), str(tmp_path / "clip")))
+    both = StableDiffusion.load(tmp_path / "ldm").text_encoder.state_dict()
+    frozen = saved.contrastive(tmp_path / "clip")[0].text_encoder.state_dict()
+    assert both.keys() == frozen.keys() and all(torch.equal(both[n], frozen[n]) for n in both)
+    assert (tmp_path / "ldm" / "captions" / "captions-00000.safetensors").exists()
+    with pytest.raises(UsageError, match="another text_encoder"):
+        run("ldm", tmp_path / "ldm", given=Given(str(first_stage)))
 
 
 def test_real_pictures(tmp_path):
@@ -72,7 +80,7 @@ def test_real_pictures(tmp_path):
         (tmp_path / "d" / "cat").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (80, 70), (8 * i, 100, 50)).save(tmp_path / "d" / "cat" / f"{i}.png")
     run("vae", tmp_path / "vae", [f"data.source={tmp_path / 'd'}"], root=tmp_path)
-    metrics = run("ldm", tmp_path / "ldm", [f"data.source={tmp_path / 'd'}"], first_stage=tmp_path / "vae", root=tmp_path)
+    metrics = run("ldm", tmp_path / "ldm", [f"data.source={tmp_path / 'd'}"], given=Given(str(tmp_path / "vae")), root=tmp_path)
     assert "oracle" not in metrics
     check_folder(tmp_path / "ldm")
 
@@ -85,7 +93,7 @@ def test_going_on_and_misuse(first_stage, tmp_path):
     with pytest.raises(UsageError, match="--autoencoder"):
         run("ldm", tmp_path)
     with pytest.raises(CheckpointError, match="course train vae"):
-        run("ldm", tmp_path, first_stage=tmp_path / "nowhere")
+        run("ldm", tmp_path, given=Given(str(tmp_path / "nowhere")))
     (first_stage / "run.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         run("vae", first_stage)
@@ -111,6 +119,29 @@ def test_near_misses_are_near_and_wrong():
             assert other != text and len(other.split()) == len(text.split())
             assert sum(a != b for a, b in zip(other.split(), text.split(), strict=True)) <= 2
     assert torch.tensor([sorted(o.split()) == sorted(text.split()) for o in captions.near_misses(text, 0, 3)]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--sharded"]])
+def test_the_command_on_two_processes(first_stage, tmp_path, more):
+    """torchrun: the first process writes the run, and its weights are those of a single process."""
+    import subprocess
+    import sys
+
+    from course import files
+    sets = [word for change in SHORT[1:] + ["steps=5", "guidance=1.5"] for word in ("--set", change)]
+    command = ["-m", "course", "train", "ldm", "--autoencoder", str(first_stage), "--device", "cpu", "--precision", "fp64", *sets]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    runs = {"one": [sys.executable], "two": [sys.executable, *torchrun]}
+    for name, start in runs.items():
+        line = [*start, *command, "--out", str(tmp_path / name), *(more if name == "two" else [])]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Report:") == 1
+    one, two = (files.load_tensors(tmp_path / name / "checkpoint.safetensors")[0] for name in runs)
+    assert one.keys() == two.keys() and max((one[n] - two[n]).abs().max().item() for n in one) <= 1e-5
+    pictures = [StableDiffusion.load(tmp_path / name).latents("a small red ring", steps=2, seed=0) for name in runs]
+    assert torch.allclose(*pictures, atol=1e-4)
 
 
 def test_sigterm_ends_the_command_with_exit_code_zero(tmp_path):

@@ -247,6 +247,8 @@ def _torchvision(name: str, split: str, root: Path, download: bool) -> Iterator[
             folder = root / "coco" / f"{'train' if split == 'train' else 'val'}2017"
             found = sets.CocoCaptions(folder, root / "coco" / "annotations" / f"captions_{folder.name}.json")
             texts = list
+    except ImportError as error:
+        raise UsageError(f"{name} needs {error.name}: pip install -e '.[data]'") from None
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{name} is not in {root}: {str(error).splitlines()[0][:200]}; see datasets/{name}.md") from None
     for i in range(len(found)):

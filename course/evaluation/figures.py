@@ -1,5 +1,6 @@
 """The demo's pictures: samples side by side, one picture's way out of the noise, and the loss curves."""
 
+import json
 import textwrap
 from pathlib import Path
 
@@ -71,20 +72,47 @@ def curves(path: Path, runs: dict[str, list[list[float]]]) -> None:
     plt = _plt()
     figure, axes = plt.subplots(1, len(runs), figsize=(3.5 * len(runs), 2.6), squeeze=False)
     for axis, (title, curve) in zip(axes[0], runs.items(), strict=True):
-        minutes, losses = [c[2] / 60 for c in curve], [c[3] for c in curve]
-        smooth, value = [], losses[0] if losses else 0.0
-        for loss in losses:
-            value = 0.95 * value + 0.05 * loss
-            smooth.append(value)
-        color = PIXEL if "pixel" in title else LATENT
-        axis.plot(minutes, losses, color=color, alpha=0.22, linewidth=0.8)
-        axis.plot(minutes, smooth, color=color, linewidth=1.8)
-        axis.set_yscale("log"), axis.set_xlabel("minutes of training"), axis.set_title(title, fontsize=10.5)
-        axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%.3g"))
-        axis.yaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
+        _curve(plt, axis, title, [c[2] / 60 for c in curve], [c[3] for c in curve], PIXEL if "pixel" in title else LATENT)
     axes[0][0].set_ylabel("loss")
     figure.tight_layout()
     _write(plt, figure, path)
+
+
+def logged(path: Path, log: Path, marks: dict[str, float]) -> None:
+    """Loss, and whatever else a run wrote to its log.jsonl, against minutes; `marks` names moments (minutes) to point out."""
+    plt = _plt()
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    beside = ("step", "images", "seconds", "lr", "images_per_second", "mfu")
+    names = list(dict.fromkeys(["loss", *(name for line in lines for name in line if name not in beside)]))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        known = [line for line in lines if name in line]
+        _curve(plt, axis, TITLES.get(name, name), [c["seconds"] / 60 for c in known], [c[name] for c in known], LATENT,
+               logarithmic=name == "loss")
+        for i, (title, minute) in enumerate(marks.items()):
+            axis.axvline(minute, color=PIXEL, linewidth=0.9, linestyle=(0, (4, 3)))
+            axis.text(minute, 0.02 + 0.09 * i, f" {title}", transform=axis.get_xaxis_transform(), color=PIXEL, fontsize=7.5)
+    figure.tight_layout()
+    _write(plt, figure, path)
+
+
+TITLES = {"psnr": "PSNR of the batch, dB", "critic": "the critic's own loss", "perplexity": "codes in use (perplexity)",
+          "right": "own caption found"}
+
+
+def _curve(plt, axis, title: str, minutes: list[float], values: list[float], color: str, logarithmic: bool = True) -> None:
+    """Faint as measured, strong as a running mean."""
+    smooth, value = [], values[0] if values else 0.0
+    for measured in values:
+        value = 0.95 * value + 0.05 * measured
+        smooth.append(value)
+    axis.plot(minutes, values, color=color, alpha=0.22, linewidth=0.8)
+    axis.plot(minutes, smooth, color=color, linewidth=1.8)
+    axis.set_xlabel("minutes of training"), axis.set_title(title, fontsize=10.5)
+    if logarithmic:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%.3g"))
+        axis.yaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
 
 
 def _write(plt, figure, path: Path) -> None:

@@ -83,6 +83,7 @@ def write(path: Path, metrics: dict, pictures: dict[str, Path], image_size: int)
             ("decoding, ms a picture", "decode_ms_per_image", "{:.2f}"),
             ("peak memory of a training step, MiB", "peak_mb", "{:,.0f}"))
     cost = [(title, form.format(m["latent"][key]), form.format(m["pixel"][key]), _ratio(m["pixel"][key], m["latent"][key]))
+            if key != "decode_ms_per_image" else (title, form.format(m["latent"][key]), "–", "–")    # pixels need none
             for title, key, form in rows]
     html = Environment(autoescape=True).from_string(PAGE).render(
         m=metrics, style=STYLE, oracle=oracle, cost=cost, keys=KEYS, size=image_size, **_inline(pictures))

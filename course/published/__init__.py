@@ -70,6 +70,8 @@ def load_text_encoder(source: str | Path, preset: str | None = None, skip: int =
     if source.is_dir():
         config = configs.text_config(configs.read(source / "config.json"), skip)
         tensors = {n: t for n, t in weights.read(source).items() if not n.endswith("position_ids")}
+        if any(n.startswith("vision_model.") for n in tensors):                         # a whole CLIP: its text half
+            tensors = {n: t for n, t in tensors.items() if n.startswith("text_model.")}
         tensors = {n if n.startswith(("text_model.", "text_projection.")) else f"text_model.{n}": t for n, t in tensors.items()}
         return _filled(text.TextEncoder(config), tensors, source)
     tensors = weights.read(source)

@@ -22,6 +22,8 @@ class AutoencoderLoss:
     kl: float = 1e-6
     codebook: float = 1.0                 # VQ only; a mean in the released code, and here
     perceptual: float = 0.0
+    perceptual_net: str = "auto"          # see training.perceptual
+    perceptual_trunk: str | None = None
     adversarial: float = 0.0
     critic_learns: float = 0.4            # share of the budget after which the critic is trained ...
     critic_counts: float = 0.5            # ... and after which it is heard: an untrained one only does damage
@@ -87,8 +89,8 @@ def train(autoencoder, images: Tensor, folder: str | Path, budget: loop.Budget, 
 
     def loss_of_batch(model, step):
         chosen = step.integers(len(images))
-        device = next(model.parameters()).device
-        x = pixels.to_unit(images[chosen].to(device))                                   # (B,3,H,W)
+        own = next(model.parameters())
+        x = pixels.to_unit(images[chosen].to(own.device)).to(own.dtype)                 # (B,3,H,W)
         noise = step.normal(*shape).to(x) if shape else None                            # (B,c,h,w)
         value, figures = model(x, noise, step.used)
         step.figures = {name: float(figure) for name, figure in figures.items()}

@@ -90,3 +90,13 @@ class Keeper:
         changed = [f"{k}: {before.get(k)} -> {now[k]}" for k in now if now[k] != before.get(k) and k != "save_seconds"]
         if changed:
             raise CheckpointError(f"{path} was trained with other settings ({'; '.join(changed)}); choose another folder")
+
+
+def average_of(folder: Path, model: torch.nn.Module, prefix: str = "") -> torch.nn.Module:
+    """`model` with the average that a run has kept; its names there begin with `prefix`. After a sharded run the trained
+    model is in pieces, and the checkpoint is where it is whole."""
+    path = folder / "checkpoint.safetensors"
+    tensors, _ = files.load_tensors(path)
+    whole = {name: tensors.get(f"average.{prefix}{name}", tensors.get(f"model.{prefix}{name}")) for name in model.state_dict()}
+    files.load_into(model, {name: t for name, t in whole.items() if t is not None}, str(path))
+    return model.eval()

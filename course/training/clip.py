@@ -29,13 +29,18 @@ class ImageEncoder(nn.Module):
         self.norm = layers.group_norm(channels[-1], 1e-6)
         self.out = nn.Linear(channels[-1], dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)                                                             # (B,C,H/2,W/2)
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """What each block makes of the picture: [(B,C_l,H/2^l,W/2^l), ...], l = 1 ... 4."""
+        h, found = self.conv_in(x), []                                                  # (B,C,H/2,W/2)
         for i, block in enumerate(self.blocks):
             h = block(h, None)
+            found.append(h)
             if i < len(self.downs):
                 h = self.downs[i](h)
-        return self.out(F.silu(self.norm(h)).mean((2, 3)))                              # (B,D)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.silu(self.norm(self.stages(x)[-1])).mean((2, 3)))             # (B,D)
 
 
 class CLIP(nn.Module):
@@ -69,8 +74,9 @@ def train(clip: CLIP, images: Tensor, captions: Callable, folder: str | Path, bu
     """
     def loss_of_batch(model, step):
         chosen = step.integers(len(images))
-        device = next(model.parameters()).device
-        loss, right = model(pixels.to_unit(images[chosen].to(device)), captions(chosen, step).to(device))
+        own = next(model.parameters())
+        x = pixels.to_unit(images[chosen].to(own.device)).to(own.dtype)                 # (B,3,H,W)
+        loss, right = model(x, captions(chosen, step).to(own.device))
         step.figures = {"right": float(right.detach())}
         return loss
 

@@ -33,9 +33,12 @@ class ConditionalDenoiser(nn.Module):
         return self.unet(x_t, t, conditions if self.text_encoder is None else self.text_encoder(conditions))
 
 
-def latent_batches(mean: Tensor, std: Tensor, scale: float) -> Callable:
+def latent_batches(mean, std, scale: float) -> Callable:
     """(chosen, step) -> z_0 (B,c,h,w): a fresh draw from the cached posterior, at unit variance."""
-    return lambda chosen, step: scale * (mean[chosen] + std[chosen] * step.normal(*mean.shape[1:]).to(mean))
+    def draw(chosen: Tensor, step) -> Tensor:
+        z = mean[chosen]                                                                # (B,c,h,w)
+        return scale * (z + std[chosen] * step.normal(*z.shape[1:]).to(z))
+    return draw
 
 
 def pixel_batches(images) -> Callable:
@@ -43,14 +46,15 @@ def pixel_batches(images) -> Callable:
     return lambda chosen, step: pixels.to_unit(images[chosen])
 
 
-def train(denoiser: ConditionalDenoiser, batches: Callable, conditions: Tensor, nothing: Tensor, schedule,
+def train(denoiser: ConditionalDenoiser, batches: Callable, conditions, nothing: Tensor, schedule,
           folder: str | Path, budget: loop.Budget, config: loop.LoopConfig, loss: DiffusionLoss = DiffusionLoss(),
           **how) -> dict:
     """Train `denoiser` in place; returns what `loop.fit` does.
 
     Args:
         batches: `latent_batches` or `pixel_batches`: what is diffused.
-        conditions: (n,K,...), K captions for each of the n samples; one of them is drawn each time.
+        conditions: (n,K,...), K captions for each of the n samples; one of them is drawn each time. A tensor of token ids,
+            or data.latents.Contexts.
         nothing: (...), what stands for "".
     """
     n, K = conditions.shape[:2]
@@ -59,10 +63,11 @@ def train(denoiser: ConditionalDenoiser, batches: Callable, conditions: Tensor, 
         chosen, which, dropped = step.integers(n), step.integers(K), step.uniform() < loss.condition_dropout
         asked = conditions[chosen, which].clone()                                       # (B,...)
         asked[dropped] = nothing
-        device = next(model.parameters()).device
-        x0 = batches(chosen, step).to(device)                                           # (B,C,H,W)
+        own = next(model.parameters())
+        x0 = batches(chosen, step).to(own.device, own.dtype)                            # (B,C,H,W)
+        asked = asked.to(own.device, own.dtype if asked.is_floating_point() else None)
         t, noise = (schedule.num_steps * step.stratified()).long(), step.normal(*x0.shape[1:])
-        return objectives.diffusion_loss(model, schedule, x0, asked.to(device), loss.predict, min_snr_gamma=loss.min_snr_gamma,
+        return objectives.diffusion_loss(model, schedule, x0, asked, loss.predict, min_snr_gamma=loss.min_snr_gamma,
                                          t=t, noise=noise)
 
     return loop.fit(denoiser, loss_of_batch, config, budget, folder, **how)

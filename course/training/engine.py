@@ -36,6 +36,12 @@ class EngineConfig:
             raise UsageError(f"micro_batch must be at least 1, got {self.micro_batch}")
 
 
+def processes(config: EngineConfig):
+    """Who else is running this (accelerate's PartialState): alone, or as torchrun started us."""
+    from accelerate import PartialState
+    return PartialState(cpu=torch.device(config.device).type == "cpu")
+
+
 class Engine:
     """One process of a run: `model` is trained, `bare` is the same weights without what is wrapped around them."""
 

@@ -22,6 +22,7 @@ class Data:
     """Which pictures: "scenes", or what `data.images.load` knows."""
 
     source: str = "scenes"
+    split: str = "train"
     size: int = 64
     pictures: int = 8_192                  # of Scenes: so many are drawn; of others: at most so many are read
     objects: tuple[int, int] = (1, 1)
@@ -37,6 +38,7 @@ class Recipe:
     data: Data = Data()
     loop: LoopConfig = LoopConfig()
     minutes: float = 8.0                   # of training, on two cores of a CPU; a GPU does more in the same time
+    steps: int | None = None               # instead of minutes
     seed: int = 0
     loss: "autoencoder.AutoencoderLoss | diffusion.DiffusionLoss | None" = None
     guidance: float = 1.5                  # for the pictures of the report
@@ -45,32 +47,34 @@ class Recipe:
 
 SMALL = LoopConfig(batch_size=16, lr=1.5e-3, warmup_images=1_000, ema_halflife=4_000)
 FIRST = LoopConfig(batch_size=8, lr=3e-3, warmup_images=800, ema_halflife=2_000)
-EMOJI = Data("emoji", pictures=10_000)
+PIXEL = LoopConfig(batch_size=8, lr=3e-3, warmup_images=300, ema_halflife=1_000)
+EMOJI = Data("emoji", pictures=10_000)                         # which folder or tar: --set data.source=...
+SCENES = Data(pictures=49_152, objects=(1, 3))
 SOFT = autoencoder.AutoencoderLoss(kl=0.15)
+V = diffusion.DiffusionLoss("v")
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "vae": {
         "demo": Recipe("vae", "demo-latent", "29 dB after 3 minutes", loop=FIRST, minutes=3, loss=SOFT),
-        "emoji": Recipe("vae", "demo-latent", "not measured yet", data=EMOJI, loop=FIRST, minutes=8, loss=SOFT),
         "critic": Recipe("vae", "demo-latent", "reconstruction holds when the critic sets in", loop=FIRST, minutes=6,
                          loss=replace(SOFT, adversarial=0.5)),
+        "emoji": Recipe("vae", "demo-latent", "not measured yet", EMOJI, FIRST, 8, loss=SOFT),
+        "scenes64": Recipe("vae", "scenes64", "not measured yet", SCENES, FIRST, 40, loss=replace(SOFT, kl=0.05)),
     },
-    "vq": {"demo": Recipe("vq", "demo-vq", "not measured yet", loop=FIRST, minutes=3,
-                          loss=autoencoder.AutoencoderLoss())},
+    "vq": {"demo": Recipe("vq", "demo-vq", "not measured yet", loop=FIRST, minutes=3, loss=autoencoder.AutoencoderLoss())},
     "ldm": {
-        "demo": Recipe("ldm", "demo-latent", "88 % of prompts right after 5 minutes", loop=SMALL, minutes=5,
-                       loss=diffusion.DiffusionLoss("v")),
-        "emoji": Recipe("ldm", "demo-latent", "not measured yet", data=EMOJI, loop=SMALL, minutes=12,
-                        loss=diffusion.DiffusionLoss("v")),
+        "demo": Recipe("ldm", "demo-latent", "88 % of prompts right after 5 minutes", loop=SMALL, minutes=5, loss=V),
+        "emoji": Recipe("ldm", "demo-latent", "not measured yet", EMOJI, SMALL, 12, loss=V),
+        "scenes64": Recipe("ldm", "scenes64", "not measured yet", SCENES, SMALL, 80, loss=V),
     },
-    "ddpm": {"demo": Recipe("ddpm", "demo-pixel", "nothing to be seen after 8 minutes on a CPU",
-                            loop=LoopConfig(batch_size=8, lr=3e-3, warmup_images=300, ema_halflife=1_000),
-                            loss=diffusion.DiffusionLoss("v"))},
+    "ddpm": {
+        "demo": Recipe("ddpm", "demo-pixel", "nothing to be seen after 8 minutes on a CPU", loop=PIXEL, loss=V),
+        "scenes64": Recipe("ddpm", "scenes64-pixel", "not measured yet", SCENES, PIXEL, 80, loss=V),
+    },
     "clip": {
-        "cond": Recipe("clip", "demo-latent", "not measured yet", loop=SMALL, minutes=4, data=Data(objects=(1, 3))),
-        # it scores what models conditioned on the other one draw: another seed, other pictures
-        "score": Recipe("clip", "demo-latent", "not measured yet", loop=SMALL, minutes=4, data=Data(objects=(1, 3)),
-                        seed=1_000_003),
+        "cond": Recipe("clip", "scenes64", "not measured yet", SCENES, SMALL, 8),
+        # it scores what models conditioned on the other one draw: other weights to begin with, other pictures to learn from
+        "score": Recipe("clip", "scenes64", "not measured yet", replace(SCENES, split="val"), SMALL, 8, seed=1),
     },
 }
 

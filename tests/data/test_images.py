@@ -149,6 +149,36 @@ def test_coco_captions(tmp_path):
     assert found.captions == [["red", "a red field"]]
 
 
+def test_flowers(tmp_path, monkeypatch):
+    sets = pytest.importorskip("torchvision.datasets")
+    savemat = pytest.importorskip("scipy.io").savemat
+    folder = tmp_path / "flowers-102"
+    for i in (1, 2, 3):
+        picture(folder / "jpg" / f"image_{i:05d}.jpg")
+    savemat(folder / "imagelabels.mat", {"labels": [[1, 2, 102]]})
+    monkeypatch.setattr(sets.Flowers102, "_check_integrity", lambda self: True)  # our files have other checksums
+    savemat(folder / "setid.mat", {"trnid": [[1, 1]], "valid": [[2, 2]], "tstid": [[3, 3]]})
+    found = images.load("flowers-102", 8, root=tmp_path)
+    assert found.captions[0] == ["a picture of a pink primrose"] and found.captions[2] == ["a picture of a blackberry lily"]
+    assert len(found) == 4 and len(images.load("flowers-102", 8, "test", root=tmp_path)) == 2
+
+
+def test_celeba(tmp_path, monkeypatch):
+    sets = pytest.importorskip("torchvision.datasets")
+    folder = tmp_path / "celeba"
+    for i in (1, 2):
+        picture(folder / "img_align_celeba" / f"{i:06d}.jpg")
+    rows = {"list_eval_partition.txt": "{} 0", "identity_CelebA.txt": "{} 7"}
+    for name, row in rows.items():
+        (folder / name).write_text("\n".join(row.format(f"{i:06d}.jpg") for i in (1, 2)) + "\n")
+    (folder / "list_bbox_celeba.txt").write_text("2\nimage_id x_1 y_1 width height\n000001.jpg 0 0 8 8\n000002.jpg 0 0 8 8\n")
+    (folder / "list_landmarks_align_celeba.txt").write_text("2\nlefteye_x lefteye_y\n000001.jpg  1  2\n000002.jpg  1  2\n")
+    (folder / "list_attr_celeba.txt").write_text("2\nMale Smiling Young\n000001.jpg  1 -1  1\n000002.jpg -1  1 -1\n")
+    monkeypatch.setattr(sets.CelebA, "_check_integrity", lambda self: True)      # our files have other checksums
+    found = images.load("celeba", 8, root=tmp_path)
+    assert found.captions == [["a portrait of a young man"], ["a portrait of a woman with smiling"]]
+
+
 def test_celeba_caption():
     assert images.celeba_caption(["Smiling", "Young", "Brown_Hair"]) == ["a portrait of a young woman with smiling, brown hair"]
     assert images.celeba_caption(["Male"]) == ["a portrait of a man"]

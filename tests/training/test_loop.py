@@ -219,6 +219,16 @@ def test_the_log_has_a_line_every_ten_steps_and_none_twice(tmp_path):
     assert [line["step"] for line in lines] == [10, 20, 30, 40] and all(line["loss"] >= 0 for line in lines)
 
 
+def test_tensorboard_shows_the_same_figures(tmp_path):
+    import json
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(steps=30), tmp_path, quiet=True, tensorboard=True)
+    board = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(e.step, e.value) for e in board.Scalars("loss")] == [(x["step"], pytest.approx(x["loss"], rel=1e-6)) for x in lines]
+
+
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(TrainingError, match="cannot write"):

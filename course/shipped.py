@@ -1,0 +1,63 @@
+"""The trained models that come with the course, in half precision, each with a note of where it came from.
+
+    python -m course.shipped runs/ldm-scenes64 scenes64        packs a run's model into course/weights/scenes64
+
+`provenance.json` beside the weights: recipe, command, commit, seed, device, hash of the data, metrics, sha256 of each file.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from course import files
+from course.errors import CheckpointError
+from course.pipeline import SHIPPED
+
+
+def pack(run: str | Path, name: str, into: Path = SHIPPED) -> Path:
+    """Copy what `run` trained; returns the new folder. Raises CheckpointError where the run is not finished."""
+    run, folder = Path(run), Path(into) / name
+    try:
+        notes = json.loads((run / "run.json").read_text()) | {"metrics": json.loads((run / "metrics.json").read_text())}
+    except (OSError, ValueError):
+        raise CheckpointError(f"{run} is no finished run of `course train`: expected run.json and metrics.json in it") from None
+    for path in sorted((run / "model").iterdir()):
+        if path.suffix == ".safetensors":
+            tensors, metadata = files.load_tensors(path)
+            files.save_tensors(folder / path.name, {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()},
+                               metadata)
+        else:
+            files.write_bytes(folder / path.name, path.read_bytes())
+    notes["sha256"] = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name != "provenance.json"}
+    files.write_json(folder / "provenance.json", notes)
+    return folder
+
+
+def check(name: str, folder: Path = SHIPPED) -> list[str]:
+    """What is wrong with a shipped model's files; nothing, if all is well."""
+    noted = json.loads((folder / name / "provenance.json").read_text())["sha256"]
+    there = {p.name for p in (folder / name).iterdir()} - {"provenance.json"}
+    return ([f"{name}: {n} is missing" for n in noted if n not in there]
+            + [f"{name}: {n} is not in provenance.json" for n in sorted(there) if n not in noted]
+            + [f"{name}: {n} has another checksum" for n in noted if n in there and digest(folder / name / n) != noted[n]])
+
+
+def names(folder: Path = SHIPPED) -> list[str]:
+    return sorted(p.parent.name for p in folder.glob("*/provenance.json"))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(run: Path, name: str) -> None:
+    folder = pack(run, name)
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    Console().print(f"{folder}: {size / 1e6:.1f} MB", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
