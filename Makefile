@@ -3,10 +3,12 @@
 #   PYTHON=python3.12   the Python that makes .venv (3.11 or newer)
 #   TORCH=cpu           PyTorch's CPU-only build: on Linux, without gigabytes of CUDA; once .venv exists, `make clean-all` first
 #   ARGS="--minutes 2"  more arguments for `course demo`
+#   WORKERS=8           so many processes run the unit tests, each on one core
 
 PYTHON ?= python3
 TORCH  ?=
 ARGS   ?=
+WORKERS ?= 2
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -40,7 +42,7 @@ test: $(VENV)/.dev  ## unit tests, then every notebook, solved and unsolved
 test-all: $(VENV)/.dev  ## the same, and the slow tests
 test: FAST := -m "not slow"
 test test-all:
-	COURSE_PROFILE=quick $(BIN)/python -m pytest -q $(FAST)
+	COURSE_PROFILE=quick OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(FAST)
 	COURSE_PROFILE=quick COURSE_GRADING=1 $(NBVAL) solutions
 	COURSE_PROFILE=quick $(NBVAL) notebooks
 

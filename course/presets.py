@@ -81,10 +81,8 @@ UNETS = {
                                    context_dim=128),
     "demo-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 32, 64, 64), layers_per_block=1,
                                   depth=(0, 0, 1, 1), mid_depth=0, heads=(1, 1, 2, 2), context_dim=128),
-    # the models that come with the course: one to three objects, 64 x 64
-    "scenes64": unet.UNetConfig(block_channels=(96, 128), layers_per_block=1, depth=(1, 1), heads=(3, 4), context_dim=128),
-    "scenes64-pixel": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(32, 64, 96, 128), layers_per_block=1,
-                                      depth=(0, 0, 1, 1), heads=(1, 2, 3, 4), context_dim=128),
+    # the model that comes with the course: one to three objects, 64 x 64
+    "scenes64": unet.UNetConfig(block_channels=(96, 96), layers_per_block=1, depth=(1, 1), heads=(3, 3), context_dim=128),
     # the demo's, grown for a GPU; not measured on a GPU
     "demo-latent-gpu": unet.UNetConfig(block_channels=(192, 320), depth=(1, 1), heads=(6, 10), context_dim=128),
     "demo-pixel-gpu": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(64, 128, 192, 320),
@@ -143,7 +141,7 @@ TEXTS = {
     # the demo's, trained jointly with the U-Net
     "demo-text": text.TextConfig(vocab_size=1024, length=16, width=128, layers=2, heads=4, activation="gelu"),
     # long enough for three objects
-    "scenes64-text": text.TextConfig(vocab_size=1024, length=48, width=128, layers=3, heads=4, activation="gelu"),
+    "scenes64-text": text.TextConfig(vocab_size=1024, length=32, width=128, layers=3, heads=4, activation="gelu"),
 }
 
 CONTROLNETS = {
@@ -166,9 +164,10 @@ def _demo(size: str) -> dict[str, PipelineConfig]:
 # one object, 64 x 64 pixels, 8 x 8 x 4 latents: 48 times fewer values
 PIPELINES = _demo("") | _demo("-gpu")
 PIPELINES["demo-vq"] = replace(PIPELINES["demo-latent"], vae=VAES["demo-vq"])
-for _name, _arm in (("scenes64", "demo-latent"), ("scenes64-pixel", "demo-pixel")):
-    PIPELINES[_name] = replace(PIPELINES[_arm], unet=UNETS[_name], text=TEXTS["scenes64-text"])
-PIPELINES["scenes64"] = replace(PIPELINES["scenes64"], vae=VAES["scenes64-vae"])
+PIPELINES["scenes64"] = replace(PIPELINES["demo-latent"], unet=UNETS["scenes64"], vae=VAES["scenes64-vae"],
+                                text=TEXTS["scenes64-text"])
+# beside it, small: the demo's pixel model, with the longer captions
+PIPELINES["scenes64-pixel"] = replace(PIPELINES["demo-pixel"], text=TEXTS["scenes64-text"])
 
 
 def build(name: str) -> nn.Module:

@@ -10,7 +10,7 @@ from course import presets, text, unet, vae
 from course.pipeline import StableDiffusion
 from course.tokenizer import Tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)       # `make test` has a process for each core
 
 
 @pytest.fixture(scope="session")

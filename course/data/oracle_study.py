@@ -50,7 +50,7 @@ def study(out: str | Path, clean: int = 2000, spoilt: int = 200) -> dict:
     with Progress("oracle study") as progress:
         for k, (what, value, objects) in enumerate(jobs):
             if what == "clean":
-                row = {"size": value, "objects": "1" if objects == (1, 1) else "2-3"}
+                row = {"pixels": value, "objects": "1" if objects == (1, 1) else "2-3"}
                 rates = {}
                 for start in range(0, clean, 500):             # a quarter of the pictures in memory at a time
                     chunk = range(start, min(start + 500, clean))
@@ -78,11 +78,11 @@ def table(found: dict) -> str:
              "| pixels | objects | all | shape | color | size | background | texture | read without abstaining |",
              "|---|---|---|---|---|---|---|---|---|"]
     for r in found["clean"]:
-        texture = percent(r["texture"]) if r["size"] >= 64 else "not read"
-        lines.append(f"| {r['size']} | {r['objects']} | " + " | ".join(percent(r[k]) for k in KEYS[:5]) +
+        texture = percent(r["texture"]) if r["pixels"] >= 64 else "not read"
+        lines.append(f"| {r['pixels']} | {r['objects']} | " + " | ".join(percent(r[k]) for k in KEYS[:5]) +
                      f" | {texture} | {percent(r['coverage'])} |")
-    for what, unit in (("blur", "picture widths"), ("noise", "of a scale from -1 to 1")):
-        lines += ["", f"Under {what}, one object, 64 pixels, {found['counts']['spoilt']} pictures a row; sigma in {unit}:", "",
+    for what, unit in (("blur", "in picture widths"), ("noise", "on a scale from -1 to 1")):
+        lines += ["", f"Under {what}, one object, 64 pixels, {found['counts']['spoilt']} pictures a row; sigma {unit}:", "",
                   "| sigma | all | shape | color | size | background | read without abstaining |",
                   "|---|---|---|---|---|---|---|"]
         lines += [f"| {r['sigma']} | " + " | ".join(percent(r[k]) for k in KEYS) + " |" for r in found[what]]

@@ -49,7 +49,7 @@ SMALL = LoopConfig(batch_size=16, lr=1.5e-3, warmup_images=1_000, ema_halflife=4
 FIRST = LoopConfig(batch_size=8, lr=3e-3, warmup_images=800, ema_halflife=2_000)
 PIXEL = LoopConfig(batch_size=8, lr=3e-3, warmup_images=300, ema_halflife=1_000)
 EMOJI = Data("emoji", pictures=10_000)                         # which folder or tar: --set data.source=...
-SCENES = Data(pictures=49_152, objects=(1, 3))
+SCENES = Data(pictures=49_152, objects=(1, 3), degraded=0.1)
 SOFT = autoencoder.AutoencoderLoss(kl=0.15)
 V = diffusion.DiffusionLoss("v")
 

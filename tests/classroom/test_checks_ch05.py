@@ -75,7 +75,7 @@ def prints_and_warns(*arguments, **options):
     None, 3, "a string", [1, 2], torch.ones(3), fails_to_run, leaves, prints_and_warns, lambda: 1, lambda *a, **k: None,
     lambda *a, **k: [1, 2], lambda *a, **k: (None, None, None), lambda *a, **k: torch.full((1000,), float("nan")), dict,
     lambda *a, **k: {"x": 1}, lambda *a, **k: (torch.ones(7), torch.ones(7)), object, torch.nn.Linear,
-    lambda x0, *a, **k: x0], ids=repr)
+    lambda x0, *a, **k: x0], ids=lambda o: getattr(o, "__name__", repr(o)))
 def test_no_object_makes_a_check_crash_or_pass(id, weird):
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
