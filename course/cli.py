@@ -202,9 +202,16 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter numbers or names; default: all.")] = None,
-            check: Annotated[bool, typer.Option("--check", help="Only say whether the notebooks are in step.")] = False) -> None:
+            check: Annotated[bool, typer.Option("--check", help="Only say whether the notebooks are in step.")] = False,
+            mutants: Annotated[bool, typer.Option("--mutants", help="Only try the wrong and the right answers that each check "
+                                                  "comes with.")] = False) -> None:
     """Build the solution and the student notebook of each chapter from its percent script."""
+    from course.classroom import mutants as answers
     from course.classroom import release as building
+    if mutants:
+        tally = answers.tally(answers.load())
+        print(*tally.problems, tally, sep="\n")
+        raise typer.Exit(1 if tally.problems else 0)
     known = building.chapters()
     wanted = [p for p in known if not chapters or any(p.stem == c or p.stem.split("_")[0] == c.zfill(2) for c in chapters)]
     if not wanted:

@@ -115,6 +115,8 @@ def packages(requires: Iterable[str] | None = None) -> list[Finding]:
             return [Finding("course", "missing", f"used from {ROOT} without being installed", remedy)]
     needed: dict[str, tuple[Requirement, list[str]]] = {}        # name -> requirement, the extras that ask for it
     for requirement in map(Requirement, requires):
+        if requirement.name == DISTRIBUTION:                     # "dev" asks for our own other extras; they are listed, too
+            continue
         extras = [extra for extra in _extras() if _only_with(requirement, extra)]
         if extras or _applies(requirement):                      # a requirement may be for another system only
             needed.setdefault(requirement.name, (requirement, []))[1].extend(extras)

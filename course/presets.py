@@ -128,6 +128,7 @@ VAES = {
     "demo-vq": vq.VQConfig(latent_channels=4, block_channels=(32, 64), layers_per_block=1, stem=4, mid_attention=False,
                            num_codes=1024, ema_decay=0.99, restart_below=0.01),
     "scenes64-vae": vae.VAEConfig(block_channels=(64, 128), layers_per_block=1, stem=4, mid_attention=False),
+    "scenes64-vae8": vae.VAEConfig(latent_channels=8, block_channels=(64, 128), layers_per_block=1, stem=4, mid_attention=False),
     "demo-vae-gpu": vae.VAEConfig(block_channels=(64, 128, 256), layers_per_block=2, stem=2),
 }
 
@@ -166,7 +167,10 @@ PIPELINES = _demo("") | _demo("-gpu")
 PIPELINES["demo-vq"] = replace(PIPELINES["demo-latent"], vae=VAES["demo-vq"])
 PIPELINES["scenes64"] = replace(PIPELINES["demo-latent"], unet=UNETS["scenes64"], vae=VAES["scenes64-vae"],
                                 text=TEXTS["scenes64-text"])
-# beside it, small: the demo's pixel model, with the longer captions
+PIPELINES["scenes64-c8"] = replace(PIPELINES["scenes64"], vae=VAES["scenes64-vae8"])
+# real pictures with real words: the demo's networks, with a longer memory for text
+PIPELINES["emoji"] = replace(PIPELINES["demo-latent"], text=TEXTS["scenes64-text"])
+# beside scenes64, small: the demo's pixel model, with the longer captions
 PIPELINES["scenes64-pixel"] = replace(PIPELINES["demo-pixel"], text=TEXTS["scenes64-text"])
 
 

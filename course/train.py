@@ -109,7 +109,10 @@ def run(recipe: Recipe, out: str | Path, engine: EngineConfig, *, given: Given =
                "seed": recipe.seed}
     files.write_json(out / "metrics.json", metrics)
     figures.logged(out / "curves.png", out / "log.jsonl", critic_is_heard(recipe))
-    figures.samples(out / "samples.png", data.test_captions, rows)
+    if list(rows) == ["drawn"]:
+        figures.grid(out / "samples.png", data.test_captions, *rows["drawn"])
+    else:
+        figures.samples(out / "samples.png", data.test_captions, rows)
     report.write_run(out / "report.html", asdict(recipe), metrics, {n: out / f"{n}.png" for n in ("samples", "curves")})
     console.print(f"Report: {out / 'report.html'}", highlight=False)
     return metrics

@@ -26,7 +26,7 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from course.classroom import checks
+from course.classroom import checks, mutants
 from course.errors import CourseError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +70,11 @@ def build(path: str | Path, execute: bool = True) -> tuple[Path, Path]:
 def check_in_step(path: str | Path) -> list[str]:
     """What differs between the notebooks on disk and what `path` would give; empty where they are in step.
 
-    Nothing is executed: sources, ids and metadata are compared, and that each code cell of the solution has run.
+    Nothing is executed: sources, ids and metadata are compared, that each code cell of the solution has run, and that each
+    exercise comes with enough wrong and right answers to try its check on.
     """
-    path, differences = Path(path), []
+    path, answers = Path(path), mutants.load()
+    differences = [line for id in exercises_of(path) for line in mutants.missing(id, answers)]
     for expected, place in zip(notebooks(path), _places(path), strict=True):
         name, executed = f"{place.parent.name}/{place.name}", place.parent == path.parent
         try:
@@ -91,6 +93,11 @@ def check_in_step(path: str | Path) -> list[str]:
             if cell.cell_type == "code" and executed != (cell.execution_count is not None):
                 differences.append(f"{name}: cell {cell.id} {'has not' if executed else 'has'} been executed")
     return differences
+
+
+def exercises_of(path: str | Path) -> list[str]:
+    """The exercises of a chapter's source, in order."""
+    return re.findall(r'^# %% exercise="([^"]+)" role="solution"', Path(path).read_text("utf-8"), flags=re.M)
 
 
 def notebooks(path: str | Path):

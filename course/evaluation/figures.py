@@ -35,7 +35,10 @@ def samples(path: Path, prompts: list[str], rows: dict[str, tuple[Tensor, list[b
     """
     plt, columns = _plt(), min(columns, len(prompts))
     colors = {"latent": LATENT, "pixel": PIXEL}
-    figure, axes = plt.subplots(len(rows), columns, figsize=(1.45 * columns + 0.6, 1.75 * len(rows) + 0.75), squeeze=False)
+    said = [textwrap.fill(prompt, 21) for prompt in prompts[:columns]]
+    words = 0.14 * max(4, *(text.count("\n") + 1 for text in said)) + 0.25             # inches below the last row
+    height = 1.63 * len(rows) + words
+    figure, axes = plt.subplots(len(rows), columns, figsize=(1.45 * columns + 0.6, height), squeeze=False)
     for row, (title, (images, right)) in enumerate(rows.items()):
         color = next((c for key, c in colors.items() if key in title), INK)
         for column in range(columns):
@@ -45,10 +48,25 @@ def samples(path: Path, prompts: list[str], rows: dict[str, tuple[Tensor, list[b
                 axis.text(0.5, -0.04, "✓" if right[column] else "✗", transform=axis.transAxes, ha="center", va="top",
                           fontsize=11, color="#007A5E" if right[column] else "#B03A2E", fontweight="bold")
         axes[row][0].set_ylabel(title, fontsize=11, color=color, fontweight="bold")
-    for column, prompt in enumerate(prompts[:columns]):
-        axes[-1][column].text(0.5, -0.24, textwrap.fill(prompt, 21), transform=axes[-1][column].transAxes, ha="center",
-                              va="top", fontsize=8)
-    figure.subplots_adjust(left=0.045, right=0.995, top=0.99, bottom=0.30 / len(rows) + 0.02, wspace=0.08, hspace=0.17)
+    for axis, text in zip(axes[-1], said, strict=True):
+        axis.text(0.5, -0.24, text, transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    figure.subplots_adjust(left=0.045, right=0.995, top=0.99, bottom=words / height, wspace=0.08, hspace=0.17)
+    _write(plt, figure, path)
+
+
+def grid(path: Path, prompts: list[str], images: Tensor, right: list[bool | None], columns: int = 8, rows: int = 4) -> None:
+    """Pictures (n,3,H,W), each over its own prompt, with the oracle's tick or cross where there is one."""
+    plt, n = _plt(), min(len(prompts), rows * columns)
+    columns, rows = min(columns, n), -(-n // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.55 * columns, 2.3 * rows), squeeze=False)
+    for i, axis in enumerate(axes.flat):
+        if i >= n:
+            axis.axis("off")
+            continue
+        _show(axis, images[i], None if right[i] is None else "#007A5E" if right[i] else "#B03A2E")
+        mark = "" if right[i] is None else "✓ " if right[i] else "✗ "
+        axis.set_xlabel(textwrap.fill(textwrap.shorten(mark + prompts[i], 120, placeholder=" …"), 23), fontsize=7.5, labelpad=3)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.995, bottom=0.6 / (2.3 * rows) + 0.02, wspace=0.1, hspace=0.52)
     _write(plt, figure, path)
 
 

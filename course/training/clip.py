@@ -18,7 +18,10 @@ from course.training import loop
 
 
 class ImageEncoder(nn.Module):
-    """(B,3,H,W) in [-1,1] -> (B,D): residual blocks that halve the picture four times, then the mean of what is left."""
+    """(B,3,H,W) in [-1,1] -> (B,D): residual blocks that halve the picture four times, then one layer over what is left.
+
+    What is left is averaged to a grid of 4 x 4, not to a point: a mean over all places could not tell left from right.
+    """
 
     def __init__(self, dim: int, channels: tuple[int, ...] = (32, 64, 128, 256)):
         super().__init__()
@@ -27,7 +30,7 @@ class ImageEncoder(nn.Module):
         self.blocks = nn.ModuleList(layers.ResBlock(a, b, None) for a, b in zip(widths, channels, strict=False))
         self.downs = nn.ModuleList(layers.Downsample(c) for c in channels[:-1])
         self.norm = layers.group_norm(channels[-1], 1e-6)
-        self.out = nn.Linear(channels[-1], dim)
+        self.out = nn.Linear(16 * channels[-1], dim)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """What each block makes of the picture: [(B,C_l,H/2^l,W/2^l), ...], l = 1 ... 4."""
@@ -40,7 +43,8 @@ class ImageEncoder(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.silu(self.norm(self.stages(x)[-1])).mean((2, 3)))             # (B,D)
+        h = F.silu(self.norm(self.stages(x)[-1]))                                       # (B,C,H/16,W/16)
+        return self.out(F.adaptive_avg_pool2d(h, 4).flatten(1))                         # (B,D)
 
 
 class CLIP(nn.Module):

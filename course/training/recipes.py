@@ -58,13 +58,13 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "demo": Recipe("vae", "demo-latent", "29 dB after 3 minutes", loop=FIRST, minutes=3, loss=SOFT),
         "critic": Recipe("vae", "demo-latent", "reconstruction holds when the critic sets in", loop=FIRST, minutes=6,
                          loss=replace(SOFT, adversarial=0.5)),
-        "emoji": Recipe("vae", "demo-latent", "not measured yet", EMOJI, FIRST, 8, loss=SOFT),
+        "emoji": Recipe("vae", "emoji", "not measured yet", EMOJI, FIRST, 8, loss=SOFT),
         "scenes64": Recipe("vae", "scenes64", "not measured yet", SCENES, FIRST, 40, loss=replace(SOFT, kl=0.05)),
     },
     "vq": {"demo": Recipe("vq", "demo-vq", "not measured yet", loop=FIRST, minutes=3, loss=autoencoder.AutoencoderLoss())},
     "ldm": {
         "demo": Recipe("ldm", "demo-latent", "88 % of prompts right after 5 minutes", loop=SMALL, minutes=5, loss=V),
-        "emoji": Recipe("ldm", "demo-latent", "not measured yet", EMOJI, SMALL, 12, loss=V),
+        "emoji": Recipe("ldm", "emoji", "not measured yet", EMOJI, SMALL, 12, loss=V, guidance=2.5),
         "scenes64": Recipe("ldm", "scenes64", "not measured yet", SCENES, SMALL, 80, loss=V),
     },
     "ddpm": {

@@ -1,10 +1,7 @@
-"""Every check of chapter 05 rejects each wrong answer with a fitting sentence and accepts each right one."""
+"""What checks have in common, on the exercises of chapter 05; and that its own answers equal the library's."""
 
-import importlib.util
-import io
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,84 +11,8 @@ from course import classroom, parts, schedule
 from course.classroom import check, checks, use
 from course.classroom.checks import ch05
 from course.classroom.checks.ch05 import answers
+from course.classroom.mutants import own
 from course.errors import UsageError
-
-PATH = Path(__file__).parents[1] / "mutants" / "ch05.py"
-SPEC = importlib.util.spec_from_file_location("mutants_ch05", PATH)
-mutants = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(mutants)
-
-WRONG = [(id, *rest) for id, found in mutants.WRONG.items() for rest in found]
-RIGHT = [(id, *rest) for id, found in mutants.RIGHT.items() for rest in found]
-IDS = [exercise.id for exercise in ch05.EXERCISES]
-
-
-def own(id):
-    """The course's own answer, behind a name of its own: the check refuses the very object."""
-    reference = checks.find(id).reference
-    return lambda *arguments, **options: reference(*arguments, **options)
-
-
-@pytest.mark.parametrize("id, name, answer, words", WRONG, ids=[f"{i}-{n}" for i, n, *_ in WRONG])
-def test_a_wrong_answer_is_rejected_with_a_fitting_sentence(id, name, answer, words):
-    result = checks.find(id).run(answer)
-    assert not result.passed
-    assert result.points < result.max_points
-    first = next(line for line in result.messages if line.startswith("✗"))
-    assert words in first, first
-
-
-@pytest.mark.parametrize("id, name, answer", RIGHT, ids=[f"{i}-{n}" for i, n, _ in RIGHT])
-def test_a_right_answer_is_accepted(id, name, answer):
-    result = checks.find(id).run(answer)
-    assert result.passed, "\n".join(result.messages)
-    assert result.points == result.max_points
-    assert all(line.startswith("✓") for line in result.messages)
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_every_exercise_ships_enough_answers(id):
-    assert len(mutants.WRONG[id]) >= 4
-    assert len(mutants.RIGHT[id]) >= 3
-    assert checks.find(id).run(own(id)).passed
-
-
-def fails_to_run(*arguments, **options):
-    raise ZeroDivisionError("division by zero\nand a second line")
-
-
-def leaves(*arguments, **options):
-    sys.exit(3)
-
-
-def prints_and_warns(*arguments, **options):
-    print("debugging")
-    print("debugging", file=sys.stderr)
-    return None
-
-
-@pytest.mark.parametrize("id", IDS)
-@pytest.mark.parametrize("weird", [
-    None, 3, "a string", [1, 2], torch.ones(3), fails_to_run, leaves, prints_and_warns, lambda: 1, lambda *a, **k: None,
-    lambda *a, **k: [1, 2], lambda *a, **k: (None, None, None), lambda *a, **k: torch.full((1000,), float("nan")), dict,
-    lambda *a, **k: {"x": 1}, lambda *a, **k: (torch.ones(7), torch.ones(7)), object, torch.nn.Linear,
-    lambda x0, *a, **k: x0], ids=lambda o: getattr(o, "__name__", repr(o)))
-def test_no_object_makes_a_check_crash_or_pass(id, weird):
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        result = check(id, weird)
-    assert not result.passed and result.points < result.max_points
-    assert "✗" in out.getvalue() and id in out.getvalue()
-    assert err.getvalue() == "" and "debugging" not in out.getvalue()
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_a_stub_is_worth_nothing_and_reads_not_written_yet(id, capsys):
-    def stub(*arguments, **options):
-        raise NotImplementedError(id)
-    result = check(id, stub)
-    assert result.points == 0 and not result.passed
-    assert "not written yet" in capsys.readouterr().out
 
 
 def test_a_half_written_answer_keeps_the_points_of_the_written_half():
@@ -138,14 +59,6 @@ def test_the_part_that_stands_in_earns_nothing():
     assert "run the cell with your definition again" in result.messages[0]
 
 
-def test_a_check_leaves_the_random_state_alone():
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    check("schedule.diffuse_stepwise", mutants.generator_forgotten)
-    assert torch.equal(torch.rand(3), expected)
-
-
 def test_the_courses_answers_equal_the_library():
     for kind in schedule.KINDS:
         library = schedule.NoiseSchedule(1000, kind)
@@ -172,7 +85,7 @@ def test_a_swapped_schedule_does_not_reach_the_checks():
         def __init__(self, *arguments):
             raise RuntimeError
     with parts.swapped({"schedule.NoiseSchedule": Broken}):
-        assert all(checks.find(id).run(own(id)).passed for id in IDS)
+        assert all(checks.find(e.id).run(own(e.id)).passed for e in ch05.EXERCISES)
 
 
 def test_begin_refuses_another_version_and_an_unknown_profile(monkeypatch, capsys):
@@ -189,6 +102,6 @@ def test_begin_refuses_another_version_and_an_unknown_profile(monkeypatch, capsy
 
 def test_importing_the_classroom_is_cheap():
     code = "import sys, course.classroom; print([m for m in ('torch', 'numpy', 'IPython') if m in sys.modules])"
-    root = PATH.parents[2]
+    root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert found.stdout.strip() == "[]" and found.stderr == ""

@@ -78,7 +78,7 @@ class Exercise:
         if obj is self.reference:
             return self._nothing("this is the course's own part: run the cell with your definition again")
         if not callable(obj):
-            return self._nothing(f"expected a function, got {_named(obj)}: did you run the cell that defines it?")
+            return self._nothing(f"expected a function or a class, got {_named(obj)}: did you run the cell that defines it?")
         messages, earned, blocked, all_well = [], 0, False, True
         for title, kind, function in self.properties:
             if blocked:
