@@ -26,7 +26,7 @@ endif
 NBVAL  := $(BIN)/python -m pytest -q -p no:python --nbval-lax --nbval-current-env --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-all soak lint constraints clean clean-all
+.PHONY: help demo lab test test-all nbgrader soak lint constraints clean clean-all
 .NOTPARALLEL:
 
 help:  ## this list
@@ -35,16 +35,25 @@ help:  ## this list
 demo: $(VENV)/.core  ## train the text-to-image model beside a pixel-space one; the page is runs/demo/report.html
 	$(BIN)/course demo $(ARGS)
 
-lab: $(VENV)/.core  ## open the chapters in JupyterLab
-	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+lab: $(VENV)/.core  ## copy the chapters to my-notebooks, once, and open the first in JupyterLab
+	$(BIN)/course start my-notebooks
+	$(BIN)/python -m jupyterlab my-notebooks --LabApp.default_url=/lab/tree/00_tour.ipynb
 
 test: $(VENV)/.dev  ## unit tests, then every notebook, solved and unsolved
 test-all: $(VENV)/.dev  ## the same, and the slow tests
 test: FAST := -m "not slow"
+test-all: nbgrader
 test test-all:
 	COURSE_PROFILE=quick OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(FAST)
 	COURSE_PROFILE=quick COURSE_GRADING=1 $(NBVAL) solutions
 	COURSE_PROFILE=quick $(NBVAL) notebooks
+
+nbgrader: build/nbgrader/bin/nbgrader  ## nbgrader, in an environment of its own, for the slow tests
+
+# apart, since it holds back packages that the course needs newer
+build/nbgrader/bin/nbgrader: constraints-nbgrader.txt
+	$(PYTHON) -m venv build/nbgrader
+	build/nbgrader/bin/python -m pip --disable-pip-version-check install -c constraints-nbgrader.txt nbgrader
 
 soak: $(VENV)/.dev  ## kill a run twenty times, and see that it ends with the same bits
 	COURSE_SOAK=20 $(BIN)/python -m pytest -q tests/training/test_kill.py

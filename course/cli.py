@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def demo(minutes: Annotated[float, typer.Option(help="Minutes of training for ea
 @app.command()
 def sample(prompt: Annotated[str, typer.Argument(help='What to draw: "a large green ring on a pink background".')],
            out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sample.png"),
-           model: Annotated[str, typer.Option(help="Run or pipeline folder.")] = "runs/demo",
+           model: Annotated[str, typer.Option(help="One that comes with the course, or a run or pipeline folder.")] = "scenes64",
            negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
            steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
            guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; default: the model's.")] = None,
@@ -227,6 +228,57 @@ def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter n
         print(line)
     if differences:
         raise typer.Exit(1)
+
+
+Folder = Annotated[Path, typer.Argument(help="The folder you work in.")]
+
+
+@app.command()
+def start(folder: Folder = Path("my-notebooks")) -> None:
+    """Copy the notebooks to a folder of your own. One that is already there is never touched, also not by a later release."""
+    from course.classroom import working
+    copied, left = working.start(folder)
+    print(f"{len(copied)} notebooks copied to {folder}, {len(left)} already there and left as they are")
+    print(f"now: course lab {folder}")
+
+
+@app.command()
+def progress(folder: Folder = Path("my-notebooks"),
+             page: Annotated[Path | None, typer.Option("--html", help="Also write the table as a page.")] = None,
+             as_json: Json = False) -> None:
+    """Show which exercises are done, from what the check cells of the notebooks last said."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course import files
+    from course.classroom import working
+    chapters = working.progress(folder)
+    if page is not None:
+        files.write_bytes(page, working.page(chapters).encode())
+    if as_json:
+        print(json.dumps([{"chapter": c.path.stem, "points": c.points, "of": c.maximum, "solved": c.solved,
+                           "exercises": [{"id": i, "points": p, "of": m} for i, p, m in c.exercises]} for c in chapters]))
+        return
+    table = Table(caption=working.LEGEND, caption_justify="left")
+    for column, side in (("chapter", "left"), ("exercises", "left"), ("solved", "right"), ("points", "right")):
+        table.add_column(column, justify=side)
+    for c in chapters:
+        table.add_row(c.title, working.dots(c), f"{c.solved} of {len(c.exercises)}", f"{c.points:g} of {c.maximum:g}")
+    Console().print(table)
+    if page is not None:
+        print(f"the page: {page}")
+
+
+@app.command()
+def lab(folder: Folder = Path("my-notebooks"),
+        browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True) -> None:
+    """Open JupyterLab where you left: on the first chapter with an open exercise."""
+    from course.classroom import working
+    chapter = working.next_chapter(working.progress(folder))
+    print(f"{chapter.title}: {working.dots(chapter)}")
+    command = [sys.executable, "-m", "jupyterlab", str(folder), f"--LabApp.default_url=/lab/tree/{chapter.path.name}",
+               *([] if browser else ["--no-browser"])]
+    raise typer.Exit(subprocess.call(command))
 
 
 @app.callback(invoke_without_command=True)

@@ -5,7 +5,8 @@
 
 works because every file that composes parts says `from course import attention` and looks `attention.CrossAttention` up
 when it builds. A pipeline remembers the mapping it was built under and re-enters it when it generates, so that parts
-that are used at run time (samplers, guidance, the timestep embedding) are swapped too.
+that are used at run time (samplers, guidance, the timestep embedding) are swapped too. `from_notebooks` collects the parts
+that a student wrote.
 """
 
 import importlib
@@ -61,3 +62,9 @@ def swapped(mapping: dict[str, object]):
 def _place(name: str):
     module, attribute = name.split(".")
     return importlib.import_module(f"course.{module}"), attribute
+
+
+def from_notebooks(folder) -> dict[str, object]:
+    """A student's own parts, collected from the notebooks in `folder`: see `classroom.collect`."""
+    from course.classroom import collect  # the one import that points up, and only when asked
+    return collect.from_notebooks(folder)

@@ -584,6 +584,7 @@ class LinearDenoiser:
         return convert(x_t, self.x0(x_t, t), torch.full((len(x_t),), int(t)), alphas_cumprod, "x0")[1]
 
 
+# %% part="schedule.NoiseSchedule" is="MySchedule"
 class MySchedule(schedule.NoiseSchedule):
     """The library's schedule, with your functions inside."""
 
@@ -599,6 +600,7 @@ class MySchedule(schedule.NoiseSchedule):
         return timesteps(steps, self.num_steps, spacing) + offset
 
 
+# %%
 images = scenes.images(range(COUNT))                            # (COUNT,3,48,48)
 denoiser, noise = LinearDenoiser(images), noise_like(images[:16], 7)
 with parts.swapped({"schedule.NoiseSchedule": MySchedule}):

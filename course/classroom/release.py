@@ -10,6 +10,10 @@ An exercise is four cells that carry `exercise="<id>"` and a role on their cell 
     # %% exercise="schedule.add_noise" role="check"                 check("schedule.add_noise", add_noise)
     # %% [markdown] exercise="schedule.add_noise" role="hint"       hints of rising specificity, `---` between them
 
+A cell that builds a part of the library from several answers says which class of it that is:
+
+    # %% part="schedule.NoiseSchedule" is="MySchedule"              collected by `parts.from_notebooks`
+
 The rest is made here: ids that survive a rebuild, points and minutes from the check, nbgrader (schema 3) and nbval
 metadata, own keys under `metadata.course`, and each hint folded away in <details>.
 """
@@ -180,7 +184,8 @@ def _cell_id(cell, taken: dict[str, int]) -> str:
 def _metadata(cell) -> NotebookNode:
     role, tags = cell.metadata.get("role"), list(cell.metadata.get("tags", []))
     if role is None:
-        return NotebookNode({"tags": tags} if tags else {})
+        made = {"course": {"part": cell.metadata["part"], "is": cell.metadata["is"]}} if "part" in cell.metadata else {}
+        return nbformat.from_dict(made | ({"tags": tags} if tags else {}))
     exercise = checks.find(cell.metadata["exercise"])
     id, own = exercise.id.replace(".", "-"), {"exercise": exercise.id, "role": role, "minutes": exercise.minutes}
     grading = {"schema_version": 3, "grade": False, "solution": False, "locked": False, "task": False}

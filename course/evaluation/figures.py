@@ -120,15 +120,16 @@ TITLES = {"psnr": "PSNR of the batch, dB", "critic": "the critic's own loss", "p
 
 def _curve(plt, axis, title: str, minutes: list[float], values: list[float], color: str, logarithmic: bool = True) -> None:
     """Faint as measured, strong as a running mean."""
-    smooth, value = [], values[0] if values else 0.0
-    for measured in values:
+    smooth, value = [], 0.0
+    for k, measured in enumerate(values, 1):
         value = 0.95 * value + 0.05 * measured
-        smooth.append(value)
+        smooth.append(value / (1 - 0.95**k))                   # of the few so far, not of zeros before them
     axis.plot(minutes, values, color=color, alpha=0.22, linewidth=0.8)
     axis.plot(minutes, smooth, color=color, linewidth=1.8)
     axis.set_xlabel("minutes of training"), axis.set_title(title, fontsize=10.5)
     if logarithmic:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%.3g"))
         axis.yaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
 
