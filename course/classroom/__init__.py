@@ -5,6 +5,9 @@
     check("schedule.add_noise", add_noise)                    # prints a report; worth its points
     add_noise = use("schedule.add_noise", add_noise)          # yours if it passes, the course's part if not
 
+    for step in track(range(1000), "training"):               # shows how far it is
+        ...
+
 Importing this module loads neither torch nor any check.
 """
 
@@ -15,7 +18,7 @@ from types import SimpleNamespace
 from course import __version__
 from course.errors import UsageError
 
-__all__ = ["begin", "check", "use"]
+__all__ = ["begin", "check", "track", "use"]
 
 PROFILES = ("quick", "cpu", "gpu")
 
@@ -72,6 +75,25 @@ def begin(needs: str, seed: int = 0) -> SimpleNamespace:
     torch.manual_seed(seed)
     print(f"course {__version__} · profile {profile} · device {device} · seed {seed}")
     return SimpleNamespace(profile=profile, device=device, seed=seed)
+
+
+def track(steps, title: str, lines: int = 4):
+    """Go through `steps`, a list or a range, and show how far: a bar with the time left for somebody who looks on, in a live
+    session; `lines` plain lines on stdout where a notebook is only executed."""
+    steps = list(steps)
+    if live():
+        from tqdm.auto import tqdm
+        yield from tqdm(steps, desc=title)
+        return
+    for done, step in enumerate(steps, 1):
+        yield step
+        if done * lines // len(steps) > (done - 1) * lines // len(steps):
+            print(f"{title}: {done} of {len(steps)}")
+
+
+def live() -> bool:
+    """Whether a person looks on: a Jupyter server or Colab names its sessions; nbval, nbgrader and nbclient have none."""
+    return "JPY_SESSION_NAME" in os.environ or "COLAB_RELEASE_TAG" in os.environ
 
 
 def _banner(text: str) -> None:

@@ -98,10 +98,10 @@ RUN_PAGE = """<!doctype html>
 <p>{{ "{:,}".format(m.images_seen) }} pictures in {{ "%.1f"|format(m.seconds / 60) }} minutes on {{ m.device }};
 data: {{ r.data.source }} at {{ r.data.size }} × {{ r.data.size }}. Expected of this recipe: {{ r.expected }}.</p>
 <img src="{{ samples }}" alt="Pictures of the run over their captions">
-<h2>What was measured on pictures kept apart</h2>
+{% if figures %}<h2>What was measured on pictures kept apart</h2>
 <div class="scroll"><table><tbody>{% for name, value in figures %}
 <tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</tbody></table></div>
-<h2>How training went</h2>
+{% endif %}<h2>How training went</h2>
 <img src="{{ curves }}" alt="Loss against minutes of training">
 <h2>The recipe</h2>
 <div class="scroll"><table><tbody>{% for name, value in settings %}
@@ -115,7 +115,7 @@ data: {{ r.data.source }} at {{ r.data.size }} × {{ r.data.size }}. Expected of
 def write_run(path: Path, recipe: dict, metrics: dict, pictures: dict[str, Path]) -> None:
     """The page of one `course train`."""
     from jinja2 import Environment
-    said = ("kind", "expected", "commit", "device", "seed", "seconds", "images_seen")        # above and below the table
+    said = ("kind", "expected", "commit", "device", "seed", "seconds", "images_seen", "steps")  # above and below the table
     told = {k: v for k, v in metrics.items() if k not in said}
     html = Environment(autoescape=True).from_string(RUN_PAGE).render(
         r=recipe, m=metrics, style=STYLE, figures=[(k, _short(v)) for k, v in _flat(told)],

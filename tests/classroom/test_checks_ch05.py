@@ -100,6 +100,19 @@ def test_begin_refuses_another_version_and_an_unknown_profile(monkeypatch, capsy
     assert "profile cpu" in capsys.readouterr().out
 
 
+def test_progress_is_a_bar_for_people_and_lines_for_machines(monkeypatch, capsys):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert list(classroom.track(range(10), "training")) == list(range(10))
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["training: 3 of 10", "training: 5 of 10", "training: 8 of 10", "training: 10 of 10"] and err == ""
+    assert list(classroom.track([], "nothing")) == [] and list(classroom.track("ab", "two")) == ["a", "b"]
+    assert capsys.readouterr().out.splitlines() == ["two: 1 of 2", "two: 2 of 2"]
+    monkeypatch.setenv("JPY_SESSION_NAME", "somewhere.ipynb")
+    assert list(classroom.track(range(3), "training")) == [0, 1, 2]
+    out, err = capsys.readouterr()
+    assert out == "" and "training: 100%" in err
+
+
 def test_importing_the_classroom_is_cheap():
     code = "import sys, course.classroom; print([m for m in ('torch', 'numpy', 'IPython') if m in sys.modules])"
     root = Path(__file__).parents[2]
