@@ -50,7 +50,7 @@ def _(fn):
         if problem := compare(value, right, {
                 "the two shares are exchanged: the average keeps the share `decay`": right + 8,
                 "the shares do not add up to 1: decay and 1 - decay": right + 18,
-                "the weights are not mixed in": right - 1, "the weights replace the average": right + 9,
+                "the weights are not mixed in": right - 2, "the weights replace the average": right + 9,
                 "the average is not multiplied by decay": right + 1}):
             return f"{name}: {problem}"
 
