@@ -569,7 +569,7 @@ for (x0, c, size), (x1, _, _) in zip(down, reversed(up), strict=True):
 axis.set(xlim=(-0.5, x), ylim=(-11.5, 16), xticks=[], yticks=[])
 axis.spines[:].set_visible(False)
 for row, (kind, color) in enumerate(kinds.items()):
-    axis.text(6 + 4 * row, -9.5, kind.replace("conv", "conv_in"), color=color, fontsize=9)
+    axis.text(5 + 3.6 * row + (row == 3), -9.5, kind.replace("conv", "conv_in"), color=color, fontsize=9)
 plt.show()
 print(f"{sum(p.numel() for p in net.parameters()):,d} parameters,",
       f"{len(down)} skips, lowest resolution {min(size for _, _, size in down)} x {min(size for _, _, size in down)}")
@@ -795,7 +795,7 @@ for name, samples in yardsticks.items():
 
 # %% [markdown]
 # What it can: one shape a picture, on even black, of sensible sizes and in all places; triangles are triangles. What
-# it cannot after this budget: none of the sixteen is a ring, as six of the data are; outlines are
+# it cannot after this budget: none of the sixteen is a ring, as five of the data are; outlines are
 # ragged, small shapes fall apart. The number is harsher than the eye: an all-black picture is nearer to a training
 # picture than our samples are. The weights without averaging draw too much white. Ho et al. (2020) report FID 3.17 on
 # CIFAR-10 with 35.7 million parameters; nothing here is comparable to it.
