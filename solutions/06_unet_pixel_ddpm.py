@@ -34,6 +34,7 @@ from course.data import Scenes
 session = begin(needs="0.1", seed=6)
 PICTURES = {"quick": 256, "cpu": 2048, "gpu": 8192}[session.profile]  # to train on
 STEPS = {"quick": 6, "cpu": 320, "gpu": 4000}[session.profile]  # of the main training
+BATCH = {"quick": 8, "cpu": 32, "gpu": 128}[session.profile]
 SHORT = {"quick": 3, "cpu": 120, "gpu": 1000}[session.profile]  # of each comparison
 SAMPLES, LEVELS = {"quick": (8, 8), "cpu": (32, 100), "gpu": (32, 250)}[session.profile]
 
@@ -183,8 +184,8 @@ print("similarity of t = 500 to 501, 510, 600, 900:", *[f"{F.cosine_similarity(*
 # `normalise_groups(x, groups, weight, bias, eps)` returns $y$, without calling any of torch's norms.
 #
 # - `x` is (B,C,H,W); `weight` and `bias` are (C,); $C$ is a multiple of `groups`.
-# - The first $C/G$ channels are group 0, and so on. The variance is the mean squared deviation: divide by $n$, not $n
-#   - 1$.
+# - The first $C/G$ channels are group 0, and so on. The variance is the mean squared deviation: divide by $n$,
+#   not by $n-1$.
 
 # %% exercise="layers.normalise_groups" role="solution"
 def normalise_groups(x, groups, weight, bias, eps=1e-5):
@@ -702,7 +703,7 @@ def errors(net):
     return (net(exam, exam_t.to(session.device)).cpu() - exam_noise).pow(2).mean((1, 2, 3))
 
 
-def train(net, steps, batch=32, lr=1e-3, decay=0.99):
+def train(net, steps, batch=BATCH, lr=1e-3, decay=0.99):
     """Train `net` at a constant rate; returns its average as a second network, and the exam's loss on the way."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
     average = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -741,7 +742,7 @@ axis.legend()
 plt.show()
 for k in range(0, len(curve), max(1, len(curve) // 5)):
     print(f"step {marks[k]:4d}: weights {raw[k]:.3f}, average {smooth[k]:.3f}")
-images = 32 * STEPS
+images = BATCH * STEPS
 print(f"seen: {images:,d} pictures; Ho et al. (2020) on CIFAR-10: 800,000 steps of 128,",
       f"{800_000 * 128 / images:,.0f} times as many")
 

@@ -1,6 +1,7 @@
 """The demo's pictures: samples side by side, one picture's way out of the noise, and the loss curves."""
 
 import json
+import math
 import textwrap
 from pathlib import Path
 
@@ -120,10 +121,11 @@ TITLES = {"psnr": "PSNR of the batch, dB", "critic": "the critic's own loss", "p
 
 def _curve(plt, axis, title: str, minutes: list[float], values: list[float], color: str, logarithmic: bool = True) -> None:
     """Faint as measured, strong as a running mean."""
-    smooth, value = [], 0.0
-    for k, measured in enumerate(values, 1):
-        value = 0.95 * value + 0.05 * measured
-        smooth.append(value / (1 - 0.95**k))                   # of the few so far, not of zeros before them
+    smooth, value, weight, before = [], 0.0, 0.0, minutes[0] if minutes else 0.0
+    for now, measured in zip(minutes, values, strict=True):
+        keep = math.exp(-25 * (now - before) / max(minutes[-1], 1e-9))        # forgets in a 25th of the run: steps may slow down
+        value, weight, before = keep * value + measured, keep * weight + 1, now
+        smooth.append(value / weight)
     axis.plot(minutes, values, color=color, alpha=0.22, linewidth=0.8)
     axis.plot(minutes, smooth, color=color, linewidth=1.8)
     axis.set_xlabel("minutes of training"), axis.set_title(title, fontsize=10.5)

@@ -27,6 +27,9 @@ class AutoencoderLoss:
     adversarial: float = 0.0
     critic_learns: float = 0.4            # share of the budget after which the critic is trained ...
     critic_counts: float = 0.5            # ... and after which it is heard: an untrained one only does damage
+    critic_pace: float = 0.1              # its learning rate as a share of the autoencoder's; at the full one it stayed at chance
+    critic_channels: int = 64             # of its first layer; as in the paper, and many times the cost of a small autoencoder
+    critic_layers: int = 3                # a verdict sees 70 x 70 pixels, or with two layers 34 x 34
 
 
 class Trainee(nn.Module):
@@ -39,7 +42,8 @@ class Trainee(nn.Module):
     def __init__(self, autoencoder: nn.Module, loss: AutoencoderLoss, perceptual: nn.Module | None = None):
         super().__init__()
         self.autoencoder, self.loss = autoencoder, loss
-        self.critic = losses.PatchDiscriminator() if loss.adversarial else None
+        self.critic = losses.PatchDiscriminator(3, loss.critic_channels, loss.critic_layers) if loss.adversarial else None
+        self.paces = {"critic.": loss.critic_pace}
         self.frozen = [perceptual]                             # in a list, so that it is not among what is trained
 
     def forward(self, x: Tensor, noise: Tensor | None, used: float) -> tuple[Tensor, dict[str, Tensor]]:

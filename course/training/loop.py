@@ -78,9 +78,10 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
     """
     folder, run = Path(folder), Engine(engine, model)
     rows = run.rows(config.batch_size)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = groups_of(model)
+    parameters = [p for group in groups for p in group["params"]]
     fused = run.device.type in ("cpu", "cuda")                 # one pass over the weights instead of a dozen
-    optimiser = torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     keep = checkpoint.Keeper(folder, run, average, optimiser, config)
     state = (keep.load() if resume else None) or {"step": 0, "images": 0, "seconds": 0.0, "curve": []}
@@ -93,7 +94,7 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
             while (used := budget.used(state["step"], state["seconds"])) < 1:
                 lr = learning_rate(config, used, state["images"])
                 for group in optimiser.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["pace"]
                 optimiser.zero_grad()
                 step = Step(config.seed, state["step"], config.batch_size, rows, used)
                 loss = run.gradients(loss_of_batch, step)
@@ -125,6 +126,16 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
                 p.copy_(average[name])
         model.eval()
     return state
+
+
+def groups_of(model: nn.Module) -> list[dict]:
+    """What is trained, by pace: a model may say that parts of it learn slower, `paces = {"critic.": 0.1}`."""
+    groups: dict[float, list] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            pace = next((pace for start, pace in getattr(model, "paces", {}).items() if name.startswith(start)), 1.0)
+            groups.setdefault(pace, []).append(p)
+    return [{"params": params, "pace": pace} for pace, params in groups.items()]
 
 
 @torch.no_grad()

@@ -17,15 +17,15 @@ def test_the_course_has_its_own():
     assert changed.grad.abs().sum() > 0                        # the autoencoder learns from it
 
 
-def test_a_blur_is_further_away_than_another_brightness():
-    """What squared error gets wrong and the distance is for: the same squared error, but one is a blur."""
+def test_more_damage_is_further_away():
     from course.data import Scenes
     judge, _ = perceptual.load("mini")
     x = Scenes(64, "test", objects=(1, 1), degraded=0.0).images(range(16))
-    blurred = torch.nn.functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
-    error = (blurred - x).square().mean((1, 2, 3), keepdim=True).sqrt()
-    brighter = x + torch.where(x.mean((1, 2, 3), keepdim=True) > 0, -error, error)     # as far in squared error
-    assert (judge(blurred, x) > judge(brighter, x)).float().mean() > 0.9
+    blurs = [judge(torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False), x) for k in (3, 5, 9)]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    noises = [judge((x + s * noise).clamp(-1, 1), x) for s in (0.03, 0.1, 0.3)]
+    for ladder in (blurs, noises):
+        assert all((a < b).float().mean() > 0.9 for a, b in zip(ladder, ladder[1:], strict=False))
 
 
 @pytest.mark.parametrize("net", ["vgg", "alex"])
