@@ -35,9 +35,9 @@ help:  ## this list
 demo: $(VENV)/.core  ## train the text-to-image model beside a pixel-space one; the page is runs/demo/report.html
 	$(BIN)/course demo $(ARGS)
 
-lab: $(VENV)/.core  ## copy the chapters to my-notebooks, once, and open the first in JupyterLab
+lab: $(VENV)/.core  ## copy the chapters to my-notebooks, once, and open JupyterLab where you left, at first on the first
 	$(BIN)/course start my-notebooks
-	$(BIN)/python -m jupyterlab my-notebooks --LabApp.default_url=/lab/tree/00_tour.ipynb
+	$(BIN)/course lab my-notebooks
 
 test: $(VENV)/.dev  ## unit tests, then every notebook, solved and unsolved
 test-all: $(VENV)/.dev  ## the same, and the slow tests

@@ -101,6 +101,8 @@ def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or
           first_stage: Annotated[Path | None, typer.Option("--autoencoder", help="Run of the autoencoder, for ldm.")] = None,
           text_encoder: Annotated[Path | None, typer.Option(help="A frozen one, for ldm and ddpm: run of `train clip`, or CLIP-L "
                                                            "as released. Default: a new one, trained jointly.")] = None,
+          start: Annotated[Path | None, typer.Option("--start-from", help="Run whose weights to begin with, instead of new ones: "
+                                                     "for another budget, or other data.")] = None,
           resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint, if there is one.")] = True,
           micro_batch: Annotated[int | None, typer.Option(help="Samples at once; the rest of the batch in turns.")] = None,
           precision: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
@@ -121,7 +123,7 @@ def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or
         return
     recipe = recipes.find(kind, preset, [*(change or []), *([f"minutes={minutes}"] if minutes is not None else [])])
     engine = EngineConfig(choose(device), precision, micro_batch, compile, channels_last, recompute, sharded)
-    given = command.Given(*(None if path is None else str(path) for path in (first_stage, text_encoder)))
+    given = command.Given(*(None if path is None else str(path) for path in (first_stage, text_encoder, start)))
     metrics = command.run(recipe, out or Path("runs") / f"{kind}-{preset}", engine, given=given, resume=resume,
                           tensorboard=tensorboard, quiet=as_json)
     if as_json:

@@ -20,10 +20,10 @@ from course.pipeline import SHIPPED
 def pack(run: str | Path, name: str, into: Path = SHIPPED) -> Path:
     """Copy what `run` trained; returns the new folder. Raises CheckpointError where the run is not finished."""
     run, folder = Path(run), Path(into) / name
-    try:
-        notes = json.loads((run / "run.json").read_text()) | {"metrics": json.loads((run / "metrics.json").read_text())}
-    except (OSError, ValueError):
-        raise CheckpointError(f"{run} is no finished run of `course train`: expected run.json and metrics.json in it") from None
+    notes = notes_of(run)
+    for kind, earlier in (notes.get("given") or {}).items():   # what it was built on came from a run, too
+        if earlier is not None and (Path(earlier) / "run.json").is_file():
+            notes[kind] = notes_of(Path(earlier))
     for path in sorted((run / "model").iterdir()):
         if path.suffix == ".safetensors":
             tensors, metadata = files.load_tensors(path)
@@ -34,6 +34,14 @@ def pack(run: str | Path, name: str, into: Path = SHIPPED) -> Path:
     notes["sha256"] = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name != "provenance.json"}
     files.write_json(folder / "provenance.json", notes)
     return folder
+
+
+def notes_of(run: Path) -> dict:
+    """What a run wrote down before it began and measured at its end."""
+    try:
+        return json.loads((run / "run.json").read_text()) | {"metrics": json.loads((run / "metrics.json").read_text())}
+    except (OSError, ValueError):
+        raise CheckpointError(f"{run} is no finished run of `course train`: expected run.json and metrics.json in it") from None
 
 
 def check(name: str, folder: Path = SHIPPED) -> list[str]:

@@ -51,11 +51,14 @@ class Given:
 
     autoencoder: str | None = None         # run folder of `course train vae` or `vq`
     text_encoder: str | None = None        # frozen: see saved.text_encoder; None: a new one, trained jointly
+    start: str | None = None               # run folder of the same recipe's model, to go on from its weights with a new budget
 
     def load(self, kind: str) -> tuple:
         """(autoencoder or None, (tokenizer, text encoder) or None)"""
         if kind == "ldm" and self.autoencoder is None:
             raise UsageError("a latent diffusion model needs an autoencoder: name its run with --autoencoder")
+        if self.start is not None and not (Path(self.start) / "checkpoint.safetensors").is_file():
+            raise UsageError(f"{self.start} is no run of `course train`: expected checkpoint.safetensors in it")
         return (saved.autoencoder(self.autoencoder) if kind == "ldm" else None,
                 saved.text_encoder(self.text_encoder) if self.text_encoder and kind in ("ldm", "ddpm") else None)
 
@@ -98,7 +101,7 @@ def run(recipe: Recipe, out: str | Path, engine: EngineConfig, *, given: Given =
         note(out, recipe, engine, given, data)
     budget = loop.Budget(steps=recipe.steps) if recipe.steps is not None else loop.Budget(minutes=recipe.minutes)
     how = {"engine": engine, "resume": resume, "tensorboard": tensorboard, "quiet": console.quiet, "title": recipe.kind,
-           "budget": budget}
+           "budget": budget, "start": given.start}
     train = {"vae": first, "vq": first, "ldm": denoiser, "ddpm": denoiser, "clip": contrastive}[recipe.kind]
     state, finish = train(recipe, data, out, how, *found)
     if not main:                                               # whoever is first draws, measures and reports
@@ -201,7 +204,7 @@ def denoiser(recipe: Recipe, data: Material, out: Path, how: dict, vae, words):
     else:
         batches = diffusion.pixel_batches(data.images)
     if words is None:
-        tokens = vocabulary(data, config.text)
+        tokens = vocabulary(data, config.text, how["start"])
     else:
         tokens, encoder = words
         config = replace(config, text=encoder.config, unet=replace(config.unet, context_dim=encoder.config.width))
@@ -244,8 +247,10 @@ def denoiser(recipe: Recipe, data: Material, out: Path, how: dict, vae, words):
     return state, finish
 
 
-def vocabulary(data: Material, config: "text.TextConfig") -> "tokenizer.Tokenizer":
-    """Byte pairs learned from the captions; the preset says how many."""
+def vocabulary(data: Material, config: "text.TextConfig", start: str | None = None) -> "tokenizer.Tokenizer":
+    """Byte pairs learned from the captions; the preset says how many. Weights of an earlier run know only its vocabulary."""
+    if start is not None:
+        return tokenizer.Tokenizer.load(Path(start) / "model" / "tokenizer.json")
     words = sorted({caption for ways in data.captions[:4096] for caption in ways})
     return tokenizer.Tokenizer.train(words, num_merges=config.vocab_size - 514, length=config.length)
 
@@ -263,7 +268,7 @@ def cost_of(config: "presets.PipelineConfig", learned_text: bool) -> int:
 def contrastive(recipe: Recipe, data: Material, out: Path, how: dict, *_):
     """CLIP: near misses are captions of the same picture with one word changed."""
     config = presets.PIPELINES[recipe.model].text
-    tokens = vocabulary(data, config)
+    tokens = vocabulary(data, config, how["start"])
     config = replace(config, projection=config.width, eos_id=tokens.end_id)
 
     def fresh():

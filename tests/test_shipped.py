@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
-from course import shipped
+from course import cli, shipped
 from course.errors import CheckpointError
 from course.pipeline import StableDiffusion
 
@@ -22,10 +24,15 @@ def test_packing_a_run(pipe, tmp_path, monkeypatch):
     pipe.save(run / "model")
     with pytest.raises(CheckpointError, match="no finished run"):
         shipped.pack(run, "tiny", tmp_path)
-    (run / "run.json").write_text('{"command": ["train"]}'), (run / "metrics.json").write_text('{"psnr": 30}')
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    for place, given in ((earlier, None), (run, str(earlier))):
+        (place / "run.json").write_text(json.dumps({"command": ["train"], "given": {"autoencoder": given, "start": None}}))
+        (place / "metrics.json").write_text('{"psnr": 30}')
     folder = shipped.pack(run, "tiny", tmp_path)
     assert shipped.names(tmp_path) == ["tiny"] and shipped.check("tiny", tmp_path) == []
-    assert json.loads((folder / "provenance.json").read_text())["metrics"] == {"psnr": 30}
+    notes = json.loads((folder / "provenance.json").read_text())
+    assert notes["metrics"] == {"psnr": 30} and notes["autoencoder"]["metrics"] == {"psnr": 30} and "start" not in notes
     monkeypatch.setattr("course.pipeline.SHIPPED", tmp_path)
     monkeypatch.chdir(tmp_path / "run")                        # a folder called like the model would come first
     loaded = StableDiffusion.load("tiny")
@@ -35,3 +42,20 @@ def test_packing_a_run(pipe, tmp_path, monkeypatch):
     (folder / "vae.safetensors").unlink()
     problems = shipped.check("tiny", tmp_path)
     assert len(problems) == 2 and "vae.safetensors is missing" in problems[0] and "another checksum" in problems[1]
+
+
+def test_a_picture_from_words_straight_after_install(tmp_path, monkeypatch):
+    """`course sample "..."` with the model that comes with the course, in a folder where nothing was ever trained."""
+    monkeypatch.chdir(tmp_path)
+    words = "a large red circle in the center on a white background"
+    run = CliRunner().invoke(cli.app, ["sample", words, "--json", "--device", "cpu"])
+    assert run.exit_code == 0, run.output
+    said = json.loads(run.output)
+    assert Image.open(tmp_path / said["out"]).size == (256, 256)
+    assert said["oracle"] == ["large red circle (center) on white"]
+
+
+def test_what_is_shipped_is_small():
+    sizes = {name: sum(p.stat().st_size for p in (shipped.SHIPPED / name).iterdir()) for name in shipped.names()}
+    assert sum(size for name, size in sizes.items() if name.startswith("scenes64")) <= 20e6
+    assert all(size <= 16e6 for size in sizes.values())

@@ -50,6 +50,22 @@ def test_latent_diffusion_on_it(first_stage, tmp_path):
     assert picture.size == (64, 64)
 
 
+def test_beginning_with_the_weights_of_another_run(first_stage, tmp_path):
+    run("ldm", tmp_path / "first", given=Given(str(first_stage)))
+    given = Given(str(first_stage), start=str(tmp_path / "first"))
+    run("ldm", tmp_path / "second", ["loop.lr=0.0", "seed=1"], given=given)
+    a, b = (StableDiffusion.load(tmp_path / name) for name in ("first", "second"))
+    assert all(torch.equal(p, q) for p, q in zip(a.unet.parameters(), b.unet.parameters(), strict=True))
+    assert a.tokenizer.encode("a small red ring") == b.tokenizer.encode("a small red ring")
+    run("ldm", tmp_path / "third", ["loop.lr=1e-2"], given=given)
+    c = StableDiffusion.load(tmp_path / "third")
+    assert not all(torch.equal(p, q) for p, q in zip(a.unet.parameters(), c.unet.parameters(), strict=True))
+    with pytest.raises(UsageError, match="is no run"):
+        run("ldm", tmp_path / "fourth", given=Given(str(first_stage), start=str(tmp_path / "nowhere")))
+    with pytest.raises(CheckpointError, match="checkpoint.safetensors"):
+        run("vae", tmp_path / "fifth", given=Given(start=str(tmp_path / "first")))
+
+
 def test_codebook_and_latent_diffusion_on_it(tmp_path):
     metrics = run("vq", tmp_path / "vq")
     assert metrics["scaling_factor"] > 0

@@ -63,7 +63,7 @@ def learning_rate(config: LoopConfig, used: float, images: int) -> float:
 
 def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, folder: str | Path, *,
         engine: EngineConfig = EngineConfig(), title: str = "training", resume: bool = True, quiet: bool = False,
-        tensorboard: bool = False, flops_per_image: float | None = None) -> dict:
+        tensorboard: bool = False, flops_per_image: float | None = None, start: str | Path | None = None) -> dict:
     """Train `model` in place; its weights end as their exponential moving average.
 
     Args:
@@ -71,12 +71,16 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
         folder: `checkpoint.safetensors` is kept there (weights, average, optimiser, counters, curve), and `log.jsonl`.
         resume: go on from that checkpoint if it is there.
         flops_per_image: of a training step; on a GPU the share of its peak is then shown (MFU).
+        start: folder of another run, of the same model, whose averaged weights are where this one begins.
 
     Returns {"step", "images", "seconds", "curve": [[step, images, seconds, loss, lr], ...]}.
     Raises TrainingError where the loss is not finite, naming step and seed, and where memory runs out. However it ends,
     the last good state is saved and `model` holds the average.
     """
-    folder, run = Path(folder), Engine(engine, model)
+    folder = Path(folder)
+    if start is not None and not (resume and (folder / "checkpoint.safetensors").exists()):
+        checkpoint.average_of(Path(start), model)
+    run = Engine(engine, model)
     rows = run.rows(config.batch_size)
     groups = groups_of(model)
     parameters = [p for group in groups for p in group["params"]]

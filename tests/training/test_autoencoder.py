@@ -69,3 +69,11 @@ def test_switching_the_critic_on_does_not_wreck_reconstruction(tmp_path):
     before = sum(psnr[s] for s in range(80, 121, 10)) / 5
     after = sum(psnr[s] for s in range(200, 241, 10)) / 5
     assert after > before - 0.5 and "critic" in lines[-1]
+
+
+def test_the_critic_learns_at_a_pace_of_its_own():
+    trainee = autoencoder.Trainee(presets.build("demo-vae"), autoencoder.AutoencoderLoss(adversarial=0.5, critic_pace=0.25))
+    first, second = loop.groups_of(trainee)
+    assert (first["pace"], second["pace"]) == (1.0, 0.25)
+    assert {id(p) for p in second["params"]} == {id(p) for p in trainee.critic.parameters()}
+    assert len(first["params"]) == len(list(trainee.autoencoder.parameters()))
