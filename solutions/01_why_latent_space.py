@@ -1,22 +1,21 @@
 # %% [markdown]
 # # 01 · Why latent space
 #
-# A diffusion model can be trained on pixels. This chapter asks what that costs, how much of the cost buys anything that
-# one can see, and what could be diffused instead. It ends where the next chapter begins: with a reason to learn a code.
+# A diffusion model can be trained on pixels. This chapter asks what that costs, how much of it buys anything that one
+# can see, and what could be diffused instead.
 #
 # **You will be able to**
 #
 # - count the operations of a convolution and of attention, and of a whole U-Net without running it;
-# - say what grows with the resolution and what does not, and check it by the clock;
+# - say what grows with the resolution, and check it by the clock;
 # - take the factor 48 apart: values, positions, pairs, bits, operations;
 # - see a picture by its frequencies, and measure which of them carry the words that describe it;
 # - build the best linear code of patches, and compare it with averages and with a trained autoencoder;
 # - read a choice of $f$ off two curves, cost and quality.
 #
-# **Time** about 2 hours, of which 75 minutes are exercises. **You need** tensors, convolution and attention by name,
-# mean and variance. No other chapter is needed, no GPU, and nothing is trained. **In the library** this is
-# `course/training/flops.py`, `course/evaluation/cost.py`, `course/data/oracle.py` and `course/vae.py`; in the article,
-# sections 1.1, 1.2 and 2.1.
+# **Time** about 2 hours, of which 75 minutes are exercises. **You need** tensors, convolution, mean and variance; no
+# other chapter and no GPU. **In the library** this is `course/training/flops.py`, `course/evaluation/cost.py`,
+# `course/data/oracle.py` and `course/vae.py`; in the article, sections 1.1, 1.2 and 2.1.
 #
 # An exercise that you leave open does not stop you: the course's own part stands in, and an orange banner says so.
 
@@ -37,8 +36,8 @@ from course.pipeline import StableDiffusion
 from course.training import flops
 
 session = begin(needs="0.1", seed=1)
-COUNT = {"quick": 12, "cpu": 192, "gpu": 512}[session.profile]  # pictures to read
-FIT = {"quick": 64, "cpu": 512, "gpu": 1024}[session.profile]   # pictures to fit a code to
+COUNT = {"quick": 8, "cpu": 192, "gpu": 512}[session.profile]  # pictures to read
+FIT = {"quick": 48, "cpu": 512, "gpu": 1024}[session.profile]   # pictures to fit a code to
 SIDES = {"quick": (8, 16), "cpu": (8, 16, 32, 64), "gpu": (8, 16, 32, 64)}[session.profile]
 ROUNDS = {"quick": 1, "cpu": 5, "gpu": 7}[session.profile]      # of each timing
 BATCH = {"quick": 1, "cpu": 8, "gpu": 16}[session.profile]      # pictures a step
@@ -69,9 +68,9 @@ def strip(rows, titles, labels=None, width=8.0):
 # ## How much of a picture do you need?
 #
 # `Scenes` draws captioned pictures on demand, here 64 × 64 with one object each; values lie in [-1, 1]. Below, each
-# $f \times f$ block is replaced by its average, so that one value is left where there were $f^2$. Under it stands what
-# the course's *oracle* reads in the first row. The oracle knows how every shape, colour and texture is drawn, tries
-# them all, and says "?" where nothing fits: it measures what can still be told from a picture, without learning.
+# $f \times f$ block is replaced by its average. Under the pictures stands what the course's *oracle* reads in the first
+# row. It knows how every shape, colour and texture is drawn and tries them all, without learning: it measures what can
+# still be told from a picture.
 
 # %%
 scenes = Scenes(64, split="test", objects=(1, 1), degraded=0.0)
@@ -101,12 +100,13 @@ for f, picture in zip(FACTORS, rows[0], strict=True):
 
 # %% [markdown]
 # Not everything is lost at the same time. At $f = 16$ shape and texture are read wrongly, while colour and background
-# are still right. A model that works on pixels spends its effort on all values alike. Two questions follow. What does that effort cost (section 1)? And can fewer values keep more than averages do (section 4)?
+# are still right. A model that works on pixels spends its effort on all values alike. What does that cost (section
+# 1)? And can fewer values keep more than averages do (section 4)?
 #
 # ## 1 · What a pixel costs
 #
-# A U-Net is built of convolutions and attention. Their work can be counted on paper. The convention, here and in the
-# library: a multiply and an add are *two* floating point operations (FLOPs), biases and norms are not counted.
+# The work of convolutions and attention can be counted on paper. The convention, here and in the library: a multiply
+# and an add are *two* floating point operations (FLOPs); biases and norms are not counted.
 #
 # A convolution computes each output value as a product of a kernel with its window:
 #
@@ -138,7 +138,7 @@ def conv(in_channels, out_channels, kernel, height, width, stride=1, padding=0, 
 check("flops.conv", conv)
 
 # %% [markdown] exercise="flops.conv" role="hint"
-# Count the output values first, then the multiply-adds behind one of them.
+# Count the output values, then the multiply-adds behind one of them.
 #
 # ---
 #
@@ -155,9 +155,8 @@ for side, what in ((64, "the latent of a 512 x 512 picture"), (512, "the picture
     print(f"{side:4d} x {side:3d} ({what}): {conv(320, 320, 3, side, side, padding=1) / 1e9:8.1f} GFLOPs")
 
 # %% [markdown]
-# A convolution is linear in the number of positions: 64 times more positions, 64 times more work. Attention is not.
-# Among $N$ tokens of width $D$, every token meets every other. With $M$ keys of width $C$ (in self-attention $M = N$
-# and $C = D$):
+# 64 times more positions, 64 times more work: a convolution is linear in positions. Attention is not. Among $N$ tokens
+# of width $D$, every token meets every other. With $M$ keys of width $C$ (in self-attention $M = N$, $C = D$):
 #
 # | step | shapes | multiply-adds |
 # |---|---|---|
@@ -233,12 +232,12 @@ print(f"{WIDTH} channels: from side {even} on, attention takes more operations t
 
 # %% [markdown]
 # Both axes are logarithmic, so a slope is a power: 2 for the convolution (work grows with the area), nearly 4 for
-# attention once tokens far outnumber channels (work grows with the *square* of the area). The clock agrees where the
-# layers are large enough for it to measure work and not overhead.
+# attention once tokens far outnumber channels (with the *square* of the area). The clock agrees where layers are large
+# enough for it to measure work and not overhead.
 #
-# Now a whole network. Hang a hook on every layer, let the layer report its shapes, and apply your two formulas. A
-# `Linear` is a 1 × 1 convolution over its tokens. On PyTorch's `meta` device tensors have shapes and no values, so that
-# the 860 million parameters of Stable Diffusion 1.5 cost neither memory nor time.
+# Now a whole network: a hook on every layer reports its shapes to your two formulas. A `Linear` is a 1 × 1
+# convolution over its tokens. On PyTorch's `meta` device tensors have shapes and no values, so the 860 million
+# parameters of Stable Diffusion 1.5 cost no memory.
 
 # %%
 def count(model, *inputs):
@@ -280,17 +279,15 @@ with torch.device("meta"):
         side = picture // f
         print(f"{picture:5d}    {side:3d} x {side:3d}  {cost.parameters(sd) / 1e6:7.1f} M  {sd_flops[side] / 1e12:9.2f}"
               f"  {sd_work[side]['attention'] / sd_flops[side]:11.0%}{'' if f > 1 else '   <- no autoencoder'}")
-    print("PyTorch's own counter agrees at 64 x 64:", flops.forward(sd, *sd_inputs(64)) == sd_flops[64])
 
 # %% [markdown]
-# > **The article says** (section 1.1) that the U-Net grows with the resolution, from about 100 M parameters at 64² to
-# > 2 B at 1024², **but** a convolution's weights do not know how large the picture is, nor do attention's. The same
-# > 859,520,964 numbers serve every row above. Published models agree: ADM (Dhariwal & Nichol 2021) has 554 M parameters
-# > at 256² and 559 M at 512²; LDM-1, in pixels, has 396 M, and LDM-32 has 395 M. The column "pixels" is $H \cdot W \cdot 3$,
-# > values rather than pixels, and the column of memory names no source.
+# > **The article says** (section 1.1) that the U-Net grows from about 100 M parameters at 64² to 2 B at 1024², **but** a
+# > layer's weights do not know how large the picture is: the same 859,520,964 numbers serve every row above. Published
+# > models agree: ADM (Dhariwal & Nichol 2021) has 554 M parameters at 256² and 559 M at 512²; LDM-1, in pixels, has
+# > 396 M, and LDM-32 has 395 M. The article's "pixels" are values, $3HW$, and its memory column names no source.
 #
-# What does grow is operations, time, and what training keeps in memory: the activations that the backward pass will
-# need. Here is the article's table again, measured: one network, four sizes.
+# What does grow is operations, time, and what training keeps in memory for the backward pass. Here is the article's
+# table again, measured: one network, several sizes.
 
 # %%
 def kept(model, *inputs):
@@ -315,13 +312,15 @@ print("side  values  parameters    MFLOPs  MB kept to train      ms a pass")
 for s in SIDES:
     print(f"{s:4d}  {3 * s * s:6,}  {cost.parameters(net) / 1e6:8.2f} M  {sum(count(net, *given[s]).values()) / 1e6:8,.0f}"
           f"  {kept(net, *given[s]) / 1e6:16.1f}  {1000 * took[s]:13.1f}")
+own = [flops.forward(net, *given[s]) == sum(count(net, *given[s]).values()) for s in SIDES]
+print("PyTorch's own counter agrees with your formulas:", all(own))
 
 # %% [markdown]
-# Memory grows with the area, in step with the positions: PyTorch's fused attention never stores its $N \times N$
-# weights. Nobody would build the pixel network like the latent one, though: it would be narrow where pictures are large. The
-# fair question is what a *sensible* pixel model costs. The library has such a pair for 64 × 64 pictures, `demo-pixel`
-# and `demo-latent` ($f = 8$, 4 channels), with about as many parameters. A clock drifts, so the two are timed in turns,
-# and only the ratio of the medians is used.
+# Memory grows with the area only: PyTorch's fused attention never stores its $N \times N$ weights.
+#
+# But a sensible pixel network would not be built like this one: it would be narrow where pictures are large. The
+# library has a fair pair for 64 × 64 pictures, `demo-pixel` and `demo-latent` ($f = 8$), with about as many parameters.
+# A clock drifts, so the two are timed in turns, and only the ratio of the medians is used.
 
 # %%
 pair = {name: presets.PIPELINES[name] for name in ("demo-pixel", "demo-latent")}
@@ -344,8 +343,8 @@ print(f"pixel / latent:  FLOPs of a pass {ratio(work):.0f}, time of a training s
 print(f"decoding, once a picture, takes as long as {decode / sample['demo-latent']:.1f} sampling steps in latents")
 
 # %% [markdown]
-# Read the three ratios together. Operations, training time and sampling time differ by different factors, because small
-# tensors keep a processor less busy than large ones. None of them is 48, the number that is usually quoted.
+# Operations, training time and sampling time fall by different factors, since small tensors keep a processor less busy.
+# None of them is 48, the number that is usually quoted.
 #
 # ## 2 · The factor 48
 #
@@ -380,7 +379,7 @@ def compression(height, width, f, channels):
 check("vae.compression", compression)
 
 # %% [markdown] exercise="vae.compression" role="hint"
-# The latent has `height // f` rows and `width // f` columns.
+# The latent has `height // f` rows.
 #
 # ---
 #
@@ -406,14 +405,13 @@ print(f"operations of the same U-Net: {sd_flops[512] / sd_flops[64]:.0f}x")
 # > latent is kept in 32-bit floats, 12 times. More channels would lower the 48 and leave the cost almost as it was:
 # > channels only touch the first and the last layer of the U-Net.
 #
-# So the count of values is not what saves work. It is a budget for *quality*: how much may the latent know? The
-# next two sections ask how much a picture has to say.
+# So the count of values is not what saves work. It is a budget for *quality*: how much may the latent know?
 #
 # ## 3 · Two kinds of detail
 #
-# Any picture is a sum of waves; the Fourier transform finds them. Frequencies are counted in cycles per picture: the
-# mean is 0, and 64 pixels hold up to 32 cycles. What matters here is not a wave's direction but its radius
-# $r = \sqrt{u^2 + v^2}$, with $u$ cycles down and $v$ across. The *power spectrum* says how much variance sits at each radius.
+# Any picture is a sum of waves; the Fourier transform finds them. Frequencies are counted in cycles per picture, up to
+# 32 for 64 pixels. We ask not for a wave's direction but for its radius $\sqrt{u^2 + v^2}$, with $u$ cycles down and
+# $v$ across. The *power spectrum* says how much power sits at each radius.
 
 # %% [markdown] exercise="pixels.power_spectrum" role="prompt"
 # ### Exercise 4 · Power by frequency
@@ -443,7 +441,7 @@ def power_spectrum(images):
 check("pixels.power_spectrum", power_spectrum)
 
 # %% [markdown] exercise="pixels.power_spectrum" role="hint"
-# Two (S,S) arrays are needed: the power at each frequency, and the number of the ring that it belongs to.
+# You need two (S,S) arrays: the power of each frequency, and the number of its ring.
 #
 # ---
 #
@@ -471,9 +469,8 @@ plt.show()
 print(f"slope between 4 and 24 cycles: {slope:.1f}")
 
 # %% [markdown]
-# Power falls steeply: neighbouring pixels agree, so slow waves are strong and fast ones weak. Photographs fall by about
-# $k^{-2}$ (Field 1987); drawn edges fall faster, since an outline is a thin thing in a large area. Does little power mean
-# little importance? Take the fast waves away and look.
+# Slow waves are strong and fast ones weak, because neighbouring pixels agree. Photographs fall by about $k^{-2}$ (Field
+# 1987), these drawings faster. Does little power mean little importance? Take the fast waves away and look.
 
 # %% [markdown] exercise="pixels.low_pass" role="prompt"
 # ### Exercise 5 · Keep the slow waves
@@ -539,25 +536,23 @@ for c, share, r in zip(CUTOFFS, shares, readings, strict=True):
     print(f"{c:5d}   {float(low_pass(spike, c)[0, 0, 0, 0]):6.1%}  {share:8.1%} ", "  ".join(f"{r[key]:10.0%}" for key in LINES))
 
 # %% [markdown]
-# Read the table from below. The fast waves, above 16 cycles, are most of all waves, hold a few per cent of the variance, and
-# no word depends on them: they make edges crisp. Below that the words go one after the other: first the texture,
-# then the shape, then the colour. One cycle is enough for the background. And variance is no measure of meaning:
-# at 4 cycles most of it is there, and most shapes cannot be told.
+# Read the table from below. Waves above 16 cycles are four fifths of all waves, hold 3 % of the variance, and hardly a
+# word depends on them: they make edges crisp. Below that the words go one after the other: texture, shape, colour. One
+# cycle is enough for the background. And variance is no measure of meaning: at 4 cycles three quarters of it are there,
+# and half of the shapes cannot be told.
 #
-# Rombach et al. (2022) draw the same curve for photographs in their figure 2 and name the two regimes. *Perceptual*
-# compression takes away detail that nobody misses; it costs hardly any error and pays for most of the bits.
-# *Semantic* compression changes what the picture shows. A likelihood model trained on pixels does both, at the same
-# price a value. Their proposal: let an autoencoder do the first, once, and let diffusion learn the second.
+# Rombach et al. (2022) name the two regimes in their figure 2. *Perceptual* compression takes away detail that nobody
+# misses, and that is most of the bits. *Semantic* compression changes what the picture shows. A model of pixels has to
+# learn both. Their proposal: let an autoencoder do the first, once, and diffusion learn the second.
 #
-# > **The article says** (section 1.2), in quotation marks, that most information lies in a low-dimensional structure
-# > and that high frequencies are perceptually important but semantically redundant. **But** that is a
-# > paraphrase, not a sentence of Rombach et al., and it depends on what one asks: here texture, a word in the caption,
-# > lies in the high frequencies.
+# > **The article says** (section 1.2), as a quotation, that high frequencies are perceptually important but semantically
+# > redundant, **but** that is a paraphrase, not a sentence of Rombach et al., and where semantics end depends on the
+# > words: here texture, a word of the caption, needs higher frequencies than the rest.
 #
 # ## 4 · The same values, better spent
 #
-# Averaging and filtering spend every value in the same way everywhere. A *code* is free to choose. To compare codes, we
-# need a distance. The common one is the peak signal-to-noise ratio, in decibels:
+# An average is one *code* among many. To compare codes we need a distance, commonly the peak signal-to-noise ratio in
+# decibels:
 #
 # $$\mathrm{PSNR}(x, y) = 10 \log_{10} \frac{\text{peak}^2}{\text{mean squared error}}$$
 #
@@ -600,11 +595,10 @@ for f in FACTORS[1:]:
     print(f"averages, f = {f:2d}: {psnr(averaged(images, f), images).mean():.1f} dB")
 
 # %% [markdown]
-# An average keeps 3 numbers of each $f \times f$ patch: the mean of each colour. Which 3 numbers would be best? If encoder
-# and decoder are to be linear, the answer is known since Pearson (1901): the directions of largest variance, or principal
-# component analysis (PCA). Treat each patch as a vector of $3f^2$ numbers, subtract the mean patch, and keep its
-# products with the first $c$ eigenvectors of the covariance. Nothing else of $c$ numbers a patch has a smaller squared
-# error, on the pictures it was fitted to.
+# An average keeps 3 numbers of each $f \times f$ patch. Which 3 would be best? If encoder and decoder are linear, the
+# answer is principal component analysis (PCA; Pearson 1901): treat each patch as a vector of $3f^2$ numbers, subtract the
+# mean patch, and keep its products with the first $c$ eigenvectors of the covariance. No other linear code of $c$ numbers
+# has a smaller squared error on the pictures it was fitted to.
 #
 # | | shape | |
 # |---|---|---|
@@ -656,7 +650,7 @@ class PatchPCA:
 check("vae.PatchPCA", PatchPCA)
 
 # %% [markdown] exercise="vae.PatchPCA" role="hint"
-# Put the patches into the rows of a matrix (n,3f²) first. After that it is PCA as in any textbook.
+# Put the patches into the rows of a matrix (n,3f²) first.
 #
 # ---
 #
@@ -680,8 +674,8 @@ strip([patterns[:9], patterns[9:]], [""] * 9, width=6)
 print("share of the variance:", *[f"{s:.1%}" for s in share[:9]])
 
 # %% [markdown]
-# Nobody told it about colours or waves. The first three patterns are flat: they are the averages again, in other
-# coordinates, and hold most of the variance. Slopes come next, then finer waves, much like the cosines that JPEG uses.
+# The first three patterns are flat: they are the averages again, in other coordinates, and hold most of the variance.
+# Slopes come next, then finer waves, much like the cosines of JPEG, though nobody told it about waves.
 
 # %%
 pipe = StableDiffusion.load("scenes64")                         # a text-to-image model; here only its autoencoder
@@ -734,15 +728,15 @@ axes[0].legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# Three things to read here. With 3 numbers a patch, PCA is hardly better than averages, for the reason seen above. With
-# *as many values*, larger patches with more channels are better: compare $f = 8$, $c = 12$ with $f = 4$, $c = 3$. And the
-# learned code, with the $f$ and $c$ of the linear one, is well ahead of it: a network need not add up fixed patterns, it
-# can say where an outline runs.
+# With 3 numbers a patch, PCA is hardly better than averages, for the reason seen above. With *as many values*, larger
+# patches with more channels are better: compare $f = 8$, $c = 12$ with $f = 4$, $c = 3$. And the learned code, with the $f$
+# and $c$ of the linear one, is well ahead of it: a network need not add up fixed patterns, it can say where an outline
+# runs.
 #
-# Two cautions. This autoencoder was trained on Scenes and is measured on Scenes; its lead says nothing about photographs.
-# And no later model can draw what the decoder cannot: its row is a ceiling for every generated picture of this course.
+# It was trained on Scenes and is measured on Scenes, so its lead says nothing about photographs. And no later model can
+# draw what the decoder cannot: its row is a ceiling for what diffusion can generate from such latents.
 #
-# Where does the rest of the error sit, and where is room wasted? We know every outline exactly, since we drew it.
+# Where does the error sit, and where is room wasted? We know every outline, since we drew it.
 
 # %%
 edges = F.max_pool2d(scenes.controls(truth)["edges"], 5, stride=1, padding=2) > 0.5  # (COUNT,1,64,64): within ~2 pixels
@@ -761,10 +755,9 @@ print(f"8 x 8 patches of one colour: {flat.float().mean():.0%}")
 #
 # ## 5 · Which f
 #
-# A larger $f$ makes each step of diffusion cheaper. What does it cost in quality, and when does it stop to matter?
-# Count a whole picture of 512 × 512: 50 steps with guidance, so 100 passes of the U-Net, and one pass of the decoder of
-# the paper's autoencoders. Beside it their PSNR on ImageNet (Rombach et al. 2022, table 8), and that of our linear code with
-# the same $f$ and $c$ on Scenes.
+# A larger $f$ makes diffusion cheaper. What does it cost in quality? Count a whole picture of 512 × 512: 50 steps with
+# guidance, so 100 passes of Stable Diffusion's U-Net, and one pass of the decoder of each of the paper's autoencoders.
+# Beside it their PSNR on ImageNet (Rombach et al. 2022, table 8), and that of our linear code with the same $f$ and $c$.
 
 # %%
 PAPER = {2: ("kl-f2", 32.47), 4: ("kl-f4", 27.53), 8: ("kl-f8", 24.19), 16: ("kl-f16", 24.08), 32: ("kl-f32", 22.27)}
@@ -798,27 +791,22 @@ for axis in (left, right):
 plt.show()
 
 # %% [markdown]
-# On the left, most is gained early: from pixels to $f = 4$ the work falls a hundredfold, to $f = 8$ by nearly 700. Beyond
+# On the left, most is gained early: to $f = 4$ the work falls more than a hundredfold, to $f = 8$ by nearly 700. Beyond
 # $f = 16$ the decoder begins to matter. On the right, a larger $f$ costs quality unless channels make up for it:
-# $f = 16$ with 16 channels keeps as much as $f = 8$ with 4, in the paper and here. Rombach et al. found $f = 4$ to $16$
-# the best trade. After 2 M training steps on one GPU their LDM-1, in pixels, was 38 FID points behind LDM-8; with
-# batches of 7 pictures instead of 64, since no more fitted, which is part of the point. What neither curve shows is how
-# hard a latent is to *learn*: many channels are. Chapter 08 measures that.
+# $f = 16$ with 16 channels keeps about as much as $f = 8$ with 4 in the paper, and more here. Rombach et al. found
+# $f = 4$ to $16$ the best trade: after 2 M steps on one GPU LDM-1, in pixels, was 38 FID points behind LDM-8, though
+# with batches of 7 pictures instead of 64. Neither curve shows how hard a latent is to *learn*; chapter 08 asks that.
 #
-# > **The article's title** promises 512² to 1024² by latent diffusion. Stable Diffusion 1.x was trained at 512²; 1024² came
-# > with SDXL, at the same $f = 8$. What that step costs is in the table of section 1.
+# > **The article's title** goes from 512² to 1024². Stable Diffusion 1.x was trained at 512²; 1024² came with SDXL, at the
+# > same $f = 8$, and at the price in the table of section 1.
 #
 # ## Questions to think about
 #
-# 1. Attention in Stable Diffusion's U-Net is used on three of four levels. Which share of the work at $512^2$ *pixels*
-#    would remain if only the lowest level kept it? Would you still need a latent?
-# 2. PCA is the best linear code for squared error. Why can a convolutional network do better with as many values, and
-#    why might it do worse on pictures of another kind?
+# 1. If the U-Net kept attention at its lowest level only, would you still need a latent at $512^2$?
+# 2. On which pictures might a learned code do worse than PCA with as many values?
 # 3. JPEG also transforms 8 × 8 patches, but spends few bits on flat ones. Why would a latent of varying size be awkward
 #    for a U-Net?
-# 4. Two codes have the same PSNR. One misplaces every outline by half a pixel, the other blurs texture away. Which one
-#    would you rather diffuse in?
-# 5. An autoencoder with $f = 8$ and $c = 192$ could store every pixel. What would diffusion gain from it, and what lose?
+# 4. An autoencoder with $f = 8$ and $c = 192$ could store every pixel. What would diffusion gain from it, and what lose?
 #
 # ## Recap
 #
