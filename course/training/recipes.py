@@ -69,7 +69,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "demo": Recipe("ldm", "demo-latent", "88 % of prompts right after 5 minutes", loop=SMALL, minutes=5, loss=V),
         "emoji": Recipe("ldm", "emoji", "people and hearts after 12 minutes; the rest are blobs", EMOJI, SMALL, 12,
                         loss=V, guidance=2.5),
-        "scenes64": Recipe("ldm", "scenes64", "not measured yet", SCENES, LONG, 72, loss=V),
+        "scenes64": Recipe("ldm", "scenes64", "one object: 96 %, two: 15 %, three: 3 %, after 72 minutes on one core", SCENES,
+                           LONG, 72, loss=V),
     },
     "ddpm": {
         "demo": Recipe("ddpm", "demo-pixel", "nothing to be seen after 8 minutes on a CPU", loop=PIXEL, loss=V),
