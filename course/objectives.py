@@ -76,8 +76,7 @@ def flow_matching_loss(model, x0: Tensor, context: Tensor | None, generator: tor
     (`mean`, `std`; their eq. 19): the middle of the line is where the answer is least obvious. The model gets 1000 t,
     so that its time embedding sees the range it was made for. `samplers.rectified_flow` goes back.
     """
-    t = torch.special.ndtri(stratified(len(x0), generator).clamp(1e-6, 1 - 1e-6))       # a normal, stratified, too
-    t = torch.sigmoid(mean + std * t).to(x0)                                            # (B,)
+    t = logit_normal(stratified(len(x0), generator), mean, std).to(x0)                  # (B,)
     line = t.reshape(-1, *[1] * (x0.ndim - 1))                                          # (B,1,1,1)
     noise = torch.randn(x0.shape, generator=generator).to(x0)                           # (B,C,H,W)
     x_t = (1 - line) * x0 + line * noise                                                # (B,C,H,W)
@@ -92,3 +91,13 @@ def stratified(count: int, generator: torch.Generator | None = None) -> Tensor:
     (Kingma et al. 2021, appendix I).
     """
     return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+
+
+def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Uniform numbers in [0, 1) -> the sigmoid of a normal, in (0, 1); (B,) -> (B,). Esser et al. 2024, eq. 19.
+
+    Where things go is settled while there is much noise, what they look like in detail when there is little: the mean says
+    which of the two is to be practised more.
+    """
+    normal = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
+    return torch.sigmoid(mean + std * normal)

@@ -3,7 +3,7 @@ import torch
 
 from course import samplers
 from course.errors import UsageError
-from course.objectives import diffusion_loss, flow_matching_loss, min_snr_weight, training_target
+from course.objectives import diffusion_loss, flow_matching_loss, logit_normal, min_snr_weight, training_target
 from course.schedule import NoiseSchedule
 
 S = NoiseSchedule()
@@ -94,3 +94,11 @@ def test_flow_matching_has_the_closed_form_minimum_of_a_gaussian():
     x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(2))
     out = samplers.rectified_flow(lambda x, t: best(x, torch.tensor(float(t))), x, 200)
     assert out.mean().item() == pytest.approx(m, abs=0.02) and out.std().item() == pytest.approx(d, rel=0.02)
+
+
+def test_logit_normal_has_the_quantiles_of_its_normal():
+    """Monotone in u, so the median is sigmoid(mean), and the normal's 5 % is sigmoid(mean - 1.645 std)."""
+    u = torch.linspace(0, 1, 10_001)[:-1]
+    t = logit_normal(u, mean=1.5, std=0.5)
+    assert t.min() > 0 and t.max() < 1 and (t.diff() >= 0).all()
+    assert torch.allclose(t.quantile(torch.tensor([0.05, 0.5])), torch.sigmoid(torch.tensor([1.5 - 1.645 * 0.5, 1.5])), atol=1e-3)

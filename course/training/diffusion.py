@@ -17,6 +17,7 @@ class DiffusionLoss:
     predict: str = "eps"
     min_snr_gamma: float | None = None
     condition_dropout: float = 0.1        # so often "" takes the caption's place: both halves of classifier-free guidance
+    t_mean: float | None = None           # None: all t alike; else t / T is the sigmoid of a normal with this mean, std 1
 
 
 class ConditionalDenoiser(nn.Module):
@@ -66,7 +67,8 @@ def train(denoiser: ConditionalDenoiser, batches: Callable, conditions, nothing:
         own = next(model.parameters())
         x0 = batches(chosen, step).to(own.device, own.dtype)                            # (B,C,H,W)
         asked = asked.to(own.device, own.dtype if asked.is_floating_point() else None)
-        t, noise = (schedule.num_steps * step.stratified()).long(), step.normal(*x0.shape[1:])
+        share = step.stratified() if loss.t_mean is None else objectives.logit_normal(step.stratified(), loss.t_mean)
+        t, noise = (schedule.num_steps * share).long(), step.normal(*x0.shape[1:])
         return objectives.diffusion_loss(model, schedule, x0, asked, loss.predict, min_snr_gamma=loss.min_snr_gamma,
                                          t=t, noise=noise)
 
