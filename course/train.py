@@ -200,7 +200,7 @@ def denoiser(recipe: Recipe, data: Material, out: Path, how: dict, vae, words):
         config = replace(config, vae=vae.config)
         with processes(how["engine"]).main_process_first():
             mean, std = latents.cached(out / "latents", vae, data.images, device)
-        batches = diffusion.latent_batches(mean, std, vae.scaling_factor)
+        batches = diffusion.latent_batches(mean, std, vae.scaling_factor, recipe.loss.draw_latents)
     else:
         batches = diffusion.pixel_batches(data.images)
     if words is None:

@@ -17,6 +17,7 @@ class DiffusionLoss:
     predict: str = "eps"
     min_snr_gamma: float | None = None
     condition_dropout: float = 0.1        # so often "" takes the caption's place: both halves of classifier-free guidance
+    draw_latents: bool = True             # from the encoder's Gaussian; False: its mean, for codes with collapsed channels
     t_mean: float | None = None           # None: all t alike; else t / T is the sigmoid of a normal with this mean, std 1
 
 
@@ -34,11 +35,15 @@ class ConditionalDenoiser(nn.Module):
         return self.unet(x_t, t, conditions if self.text_encoder is None else self.text_encoder(conditions))
 
 
-def latent_batches(mean, std, scale: float) -> Callable:
-    """(chosen, step) -> z_0 (B,c,h,w): a fresh draw from the cached posterior, at unit variance."""
+def latent_batches(mean, std, scale: float, draw_latents: bool = True) -> Callable:
+    """(chosen, step) -> z_0 (B,c,h,w): a fresh draw from the cached posterior, at unit variance; or its mean.
+
+    A channel that the KL penalty has collapsed is all noise, N(0, 1) whatever the picture. A denoiser can learn nothing
+    there, but is shaken by it; the decoder does not listen to it, so its mean serves as well.
+    """
     def draw(chosen: Tensor, step) -> Tensor:
         z = mean[chosen]                                                                # (B,c,h,w)
-        return scale * (z + std[chosen] * step.normal(*z.shape[1:]).to(z))
+        return scale * (z + std[chosen] * step.normal(*z.shape[1:]).to(z) if draw_latents else z)
     return draw
 
 

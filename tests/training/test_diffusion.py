@@ -3,6 +3,7 @@ from torch import nn
 
 from course import schedule
 from course.training import diffusion, loop
+from course.training.step import Step
 
 
 class Listener(nn.Module):
@@ -31,3 +32,12 @@ def test_t_mean_says_which_noise_levels_are_practised(tmp_path):
     alike, high = asked(tmp_path / "a"), asked(tmp_path / "b", t_mean=1.5)
     assert abs(alike.median() - 500) < 10 and abs(high.median() - 1000 * torch.tensor(1.5).sigmoid()) < 10
     assert high.min() >= 0 and high.max() <= 999 and (high > 650).float().mean() > 0.75 > 2 * (alike > 650).float().mean()
+
+
+def test_latents_are_drawn_at_unit_variance_or_are_the_mean():
+    """N(3, 4) scaled by 1/2 is N(1.5, 1)."""
+    mean, std = torch.full((1, 2, 4, 4), 3.0), torch.full((1, 2, 4, 4), 2.0)
+    chosen, now = torch.zeros(500, dtype=torch.int64), Step(0, 0, 500)
+    drawn = diffusion.latent_batches(mean, std, 0.5)(chosen, now)
+    assert abs(drawn.mean() - 1.5) < 0.05 and abs(drawn.std() - 1) < 0.05
+    assert (diffusion.latent_batches(mean, std, 0.5, draw_latents=False)(chosen, now) == 1.5).all()
