@@ -689,7 +689,8 @@ strip([net.decode(prior) for net in trained.values()], [""] * 6, labels, width=5
 # counts those with one object whose shape, colour and texture, and whose background, it can name.
 
 # %%
-codes = torch.cat([shipped.encode(batch).mode() for batch in pictures.split(64)])  # (COUNT,c,8,8)
+answers = [shipped.encode(batch) for batch in pictures.split(64)]
+codes = torch.cat([q.mode() for q in answers])                  # (COUNT,c,8,8)
 middle, noise = codes.mean(0), random(READ, *codes.shape[1:], seed=8)
 mix = random(READ, COUNT, seed=9) / (COUNT - 1) ** 0.5
 guesses = {"encoded pictures": codes[:READ], "N(0, I)": noise, "own mean and variance": middle + codes.std(0) * noise,
@@ -753,15 +754,17 @@ check("vae.scaling_factor", scaling_factor)
 
 # %%
 scaling_factor = use("vae.scaling_factor", scaling_factor)
-factor = scaling_factor(codes.split(100))
-print(f"scale of the shipped model: measured here {factor:.3f}, stored with it {shipped.scaling_factor:.3f}")
-print("std of its channels, scaled:", *[f"{s:.2f}" for s in codes.std((0, 2, 3)) * factor])
-
-q = shipped.encode(some)
-mode, one, two = (shipped.decode(z) for z in (q.mode(), *[q.sample(torch.Generator().manual_seed(s)) for s in (1, 2)]))
-print(f"its sigma is {100 * float(q.logvar.mul(0.5).exp().mean()) * factor:.1f} % of the latents' std")
-print(f"decoded mode {psnr(mode, some):.2f} dB, decoded sample {psnr(one, some):.2f} dB, "
-      f"two samples against each other {psnr(one, two):.1f} dB")
+draw = torch.Generator().manual_seed(1)
+one, two = (torch.cat([q.sample(draw) for q in answers]) for _ in range(2))                     # (COUNT,c,8,8) each
+print(f"scale of the shipped model: of its means {scaling_factor(codes.split(100)):.3f}, of draws "
+      f"{scaling_factor(one.split(100)):.3f}, stored with it {shipped.scaling_factor:.3f}")
+sigma = torch.cat([(0.5 * q.logvar).exp() for q in answers]).mean((0, 2, 3))                     # (c,)
+print("channel         ", *[f"{c + 1:5d}" for c in range(len(sigma))])
+print("std of its means", *[f"{s:5.2f}" for s in codes.std((0, 2, 3))])
+print("its sigma       ", *[f"{s:5.2f}" for s in sigma])
+mode, one, two = (shipped.decode(z[:16]) for z in (codes, one, two))
+print(f"decoded means {psnr(mode, some):.2f} dB, decoded draw {psnr(one, some):.2f} dB, "
+      f"two draws against each other {psnr(one, two):.1f} dB")
 
 
 def article_encode(x):
@@ -776,9 +779,12 @@ except TypeError as error:
     print(f"section 3.3, noise = torch.randn_like(vae.encode(x)): {type(error).__name__}")
 
 # %% [markdown]
-# One factor for all channels keeps their proportions; those printed are not all 1, and need not be. Between mode and
-# sample there is little to choose once $\sigma$ is this small: Stable Diffusion takes samples, our pipeline the mode.
-# The noise belongs to training, where it shows the decoder the neighbourhood of each latent.
+# (The stored scale was measured on the means of the training pictures, which show up to three objects.) One factor for
+# all channels keeps their proportions. The table shows section 6 at work, channel by channel: where
+# $\sigma$ is small, a channel is used; where the means stand still and $\sigma$ is nearly 1, it has collapsed, and is noise
+# whatever the picture. The decoder does not listen to those: two draws decode to the same picture, as far as one can see.
+# A diffusion model, which has to predict *all* channels, would learn from them to predict noise that nobody could. So the
+# course's recipe for this model diffuses the means; Stable Diffusion, whose $\sigma$ are tiny, takes draws.
 #
 # > **The article says** (section 3.3) `z = vae.encode(x)`, **but** its own `encode` (section 2.3) returns three tensors,
 # > and `randn_like` refuses them, as printed. It needs `encode(x).sample() * scaling_factor`. Without the factor 0.18215, Stable
