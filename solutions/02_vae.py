@@ -779,12 +779,11 @@ except TypeError as error:
     print(f"section 3.3, noise = torch.randn_like(vae.encode(x)): {type(error).__name__}")
 
 # %% [markdown]
-# (The stored scale was measured on the means of the training pictures, which show up to three objects.) One factor for
-# all channels keeps their proportions. The table shows section 6 at work, channel by channel: where
-# $\sigma$ is small, a channel is used; where the means stand still and $\sigma$ is nearly 1, it has collapsed, and is noise
-# whatever the picture. The decoder does not listen to those: two draws decode to the same picture, as far as one can see.
-# A diffusion model, which has to predict *all* channels, would learn from them to predict noise that nobody could. So the
-# course's recipe for this model diffuses the means; Stable Diffusion, whose $\sigma$ are tiny, takes draws.
+# (The stored scale is that of the training pictures' means, with up to three objects.) One factor for all channels keeps
+# their proportions. The table shows section 6 at work: a channel with small $\sigma$ is used; one whose means stand still,
+# with $\sigma$ nearly 1, has collapsed. The decoder does not listen to it: two draws decode to much the same picture. But a
+# diffusion model has to predict every channel, and this noise nobody can predict. So the course's recipe diffuses the
+# means; Stable Diffusion, whose $\sigma$ are tiny, takes draws.
 #
 # > **The article says** (section 3.3) `z = vae.encode(x)`, **but** its own `encode` (section 2.3) returns three tensors,
 # > and `randn_like` refuses them, as printed. It needs `encode(x).sample() * scaling_factor`. Without the factor 0.18215, Stable
@@ -796,7 +795,6 @@ except TypeError as error:
 # 1. Double the resolution with $f$ fixed. What happens to distortion, to rate and to the best $\beta$? And with means?
 # 2. The KL is summed over pictures' latents. Why is its average over $x$ at least the mutual information of $x$ and $z$?
 # 3. If $\beta = 0$, what will the encoder do with $\sigma$, given long enough?
-# 4. Why one scaling factor, and not one for each channel? What would you lose, what gain?
 #
 # ## Recap
 #
