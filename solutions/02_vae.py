@@ -101,7 +101,7 @@ print(f"{picture.numel():,} values -> {z.numel()}, {picture.numel() // z.numel()
 # $$\underbrace{0\;[x_0\;x_1]\;x_2\;x_3 \cdots}_{\text{symmetric: first window } 0,\,x_0,\,x_1} \qquad\qquad
 # \underbrace{[x_0\;x_1\;x_2]\;x_3 \cdots x_{n-1}\;0}_{\text{asymmetric: first window } x_0,\,x_1,\,x_2}$$
 #
-# Neither is better. But the weights were learned with one of them.
+# Neither is better, but the weights know only one.
 
 # %% [markdown] exercise="layers.Downsample" role="prompt"
 # ### Exercise 1 · Downsample
@@ -173,7 +173,7 @@ print(f"the latter, moved up and left by 4 pixels: {psnr(other[..., 4:, 4:], som
 
 # %% [markdown]
 # No error, no missing key, and a picture that has moved: every window began one position early, which is four pixels of the
-# picture at this depth. (Grey is no difference.) In Stable Diffusion, with three halvings, it is 1 + 2 + 4 = 7 pixels
+# picture at this depth. In Stable Diffusion, with three halvings, it is 1 + 2 + 4 = 7 pixels
 # of 512: the eye may pass it.
 #
 # ## 2 · The encoder
