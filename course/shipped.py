@@ -21,9 +21,8 @@ def pack(run: str | Path, name: str, into: Path = SHIPPED) -> Path:
     """Copy what `run` trained; returns the new folder. Raises CheckpointError where the run is not finished."""
     run, folder = Path(run), Path(into) / name
     notes = notes_of(run)
-    for kind, earlier in (notes.get("given") or {}).items():   # what it was built on came from a run, too
-        if earlier is not None and (Path(earlier) / "run.json").is_file():
-            notes[kind] = notes_of(Path(earlier))
+    if "metrics" not in notes:
+        raise CheckpointError(f"{run} is no finished run of `course train`: expected metrics.json in it")
     for path in sorted((run / "model").iterdir()):
         if path.suffix == ".safetensors":
             tensors, metadata = files.load_tensors(path)
@@ -36,12 +35,24 @@ def pack(run: str | Path, name: str, into: Path = SHIPPED) -> Path:
     return folder
 
 
-def notes_of(run: Path) -> dict:
-    """What a run wrote down before it began and measured at its end."""
+def notes_of(run: Path, told: tuple = ()) -> dict:
+    """What a run wrote down before it began, measured at its end, or was at when it was stopped; and what it was built on.
+
+    `told` are the runs that a later one has spoken of already.
+    """
     try:
-        return json.loads((run / "run.json").read_text()) | {"metrics": json.loads((run / "metrics.json").read_text())}
+        notes = json.loads((run / "run.json").read_text("utf-8"))
+        if (run / "metrics.json").is_file():
+            notes["metrics"] = json.loads((run / "metrics.json").read_text("utf-8"))
+        elif (run / "log.jsonl").is_file():
+            notes["stopped"] = json.loads((run / "log.jsonl").read_text("utf-8").splitlines()[-1])
     except (OSError, ValueError):
         raise CheckpointError(f"{run} is no finished run of `course train`: expected run.json and metrics.json in it") from None
+    given = {kind: earlier for kind, earlier in (notes.get("given") or {}).items() if earlier is not None}
+    for kind, earlier in given.items():
+        if earlier not in told and (Path(earlier) / "run.json").is_file():
+            notes[kind] = notes_of(Path(earlier), (*told, *given.values()))
+    return notes
 
 
 def check(name: str, folder: Path = SHIPPED) -> list[str]:

@@ -24,15 +24,21 @@ def test_packing_a_run(pipe, tmp_path, monkeypatch):
     pipe.save(run / "model")
     with pytest.raises(CheckpointError, match="no finished run"):
         shipped.pack(run, "tiny", tmp_path)
-    earlier = tmp_path / "earlier"
-    earlier.mkdir()
-    for place, given in ((earlier, None), (run, str(earlier))):
-        (place / "run.json").write_text(json.dumps({"command": ["train"], "given": {"autoencoder": given, "start": None}}))
+    earlier, stopped = tmp_path / "earlier", tmp_path / "stopped"
+    for place, *given in ((earlier, None, None), (stopped, earlier, None), (run, earlier, stopped)):
+        place.mkdir(exist_ok=True)
+        given = dict(zip(("autoencoder", "start"), (g and str(g) for g in given), strict=True))
+        (place / "run.json").write_text(json.dumps({"command": ["train"], "given": given}))
+    (stopped / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match="no finished run"):
+        shipped.pack(run, "tiny", tmp_path)
+    for place in (earlier, run):
         (place / "metrics.json").write_text('{"psnr": 30}')
     folder = shipped.pack(run, "tiny", tmp_path)
     assert shipped.names(tmp_path) == ["tiny"] and shipped.check("tiny", tmp_path) == []
     notes = json.loads((folder / "provenance.json").read_text())
-    assert notes["metrics"] == {"psnr": 30} and notes["autoencoder"]["metrics"] == {"psnr": 30} and "start" not in notes
+    assert notes["metrics"] == {"psnr": 30} and notes["autoencoder"]["metrics"] == {"psnr": 30} 
+    assert notes["start"]["stopped"] == {"step": 2} and "autoencoder" not in notes["start"]     # of that we heard already
     monkeypatch.setattr("course.pipeline.SHIPPED", tmp_path)
     monkeypatch.chdir(tmp_path / "run")                        # a folder called like the model would come first
     loaded = StableDiffusion.load("tiny")
