@@ -733,8 +733,9 @@ plt.show()
 # and $c$ of the linear one, is well ahead of it: a network need not add up fixed patterns, it can say where an outline
 # runs.
 #
-# It was trained on Scenes and is measured on Scenes, so its lead says nothing about photographs. And no later model can
-# draw what the decoder cannot: its row is a ceiling for what diffusion can generate from such latents.
+# It was trained on plain Scenes, which explains its loss of textures: it never saw one. So its lead says nothing about
+# photographs. And no later model can draw what the decoder cannot: its row is a ceiling for what diffusion can generate
+# from such latents.
 #
 # Where does the error sit, and where is room wasted? We know every outline, since we drew it.
 
