@@ -170,9 +170,9 @@ for axis, t in zip(axes, (900, 500, 200), strict=True):
 plt.show()
 
 # %%
-pictures = Scenes(24, objects=(1, 1), degraded=0.0).images(range(256))  # (256,3,24,24)
+pictures = Scenes(32, objects=(1, 1), degraded=0.0).images(range(256))  # (256,3,32,32)
 levels = [100, 300, 500, 700, 850, 999]
-noisy = noise_schedule.add_noise(pictures[:1].expand(6, -1, -1, -1), randn(6, 3, 24, 24, seed=3, dtype=torch.float32),
+noisy = noise_schedule.add_noise(pictures[:1].expand(6, -1, -1, -1), randn(6, 3, 32, 32, seed=3, dtype=torch.float32),
                                  torch.tensor(levels))
 guesses = [exact_x0(x[None], float(noise_schedule.alpha_bar(t)), pictures)[0] for x, t in zip(noisy, levels, strict=True)]
 strip([noisy, torch.stack(guesses)], [f"t = {t}" for t in levels], ["$x_t$", "$E[x_0]$"])
@@ -414,11 +414,11 @@ plt.show()
 # pictures. The denoiser knows 256, and only these:
 
 # %%
-few_pictures, noise = [], randn(8, 3, 24, 24, seed=9, dtype=torch.float32)
+few_pictures, noise = [], randn(8, 3, 32, 32, seed=9, dtype=torch.float32)
 for steps in (1, 2, 5, 10, 50):
     few_pictures.append(ddim(exact(pictures), noise, noise_schedule.timesteps(steps), schedule=noise_schedule))
 strip(few_pictures, [""] * 8, ["1 step", "2", "5", "10", "50"], width=6.4)
-nearest = torch.cdist(few_pictures[-1].flatten(1), pictures.flatten(1)).min(1).values / 24 / 3**0.5
+nearest = torch.cdist(few_pictures[-1].flatten(1), pictures.flatten(1)).min(1).values / 32 / 3**0.5
 print(f"50 steps: rms distance to the nearest of the 256 pictures, at most {float(nearest.max()):.4f}")
 
 # %% [markdown]
@@ -583,12 +583,13 @@ def dpmpp_2m(denoiser, x, timesteps, *, schedule, **others):
     alpha_bars = schedule.alpha_bar(timesteps).tolist()
     a, s = [bar**0.5 for bar in alpha_bars], [(1 - bar) ** 0.5 for bar in alpha_bars]
     lam = [math.log(p / q) for p, q in zip(a, s, strict=True)]
+    before = None
     for i, t in enumerate(timesteps.tolist()):
         x0 = (x - s[i] * denoiser(x, t)) / a[i]
         if i + 1 == len(lam):
             return x0
         h, D = lam[i + 1] - lam[i], x0
-        if i > 0:
+        if before is not None:
             D = x0 + h / (2 * (lam[i] - lam[i - 1])) * (x0 - before)
         x = s[i + 1] / s[i] * x - a[i + 1] * math.expm1(-h) * D
         before = x0
@@ -668,7 +669,7 @@ def careless(x, t):                                             # the same mista
 
 for clip in (None, 1.0):
     x = samplers.ddim(careless, noise, noise_schedule.timesteps(50), schedule=noise_schedule, clip_x0=clip)
-    off = torch.cdist(x.flatten(1), pictures.flatten(1)).min(1).values / 24 / 3**0.5
+    off = torch.cdist(x.flatten(1), pictures.flatten(1)).min(1).values / 32 / 3**0.5
     print(f"clip_x0 = {clip!s:4s}  rms distance to the nearest picture {float(off.mean()):.3f}, largest value {x.max():.2f}")
 
 # %% [markdown]

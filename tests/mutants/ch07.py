@@ -337,7 +337,8 @@ def in_sigma(denoiser, x0, timesteps, *, schedule):
     return a * y
 
 
-RIGHT[INVERT] += [("by_lists", climb_with()), ("asks_in_floats", climb_with(asks=lambda up: [float(up[0]), *map(float, up[:-1])]))]
+RIGHT[INVERT] += [("by_lists", climb_with()),
+                  ("asks_in_floats", climb_with(asks=lambda up: [float(up[0]), *map(float, up[:-1])]))]
 
 
 # ---- samplers.heun

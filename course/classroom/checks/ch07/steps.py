@@ -133,8 +133,7 @@ def _(fn):
                 "no fresh noise is added": zero,
                 "eta is squared": eta**2 * small**0.5 * one}):
             return f"eta = {eta:g}: {problem}"
-        x0, eps = zero, 1.0                                     # x_t = s eps, so x0 = 0 and only eps is left
-        left = fn(0.8 * one, one * eps, NOW, NEXT, eta, zero)[0]
+        left = fn(0.8 * one, one, NOW, NEXT, eta, zero)[0]      # x_t = s eps, so x0 = 0 and only eps is left
         if problem := compare(left, (1 - NEXT - sigma**2) ** 0.5 * one, {
                 "eps keeps its full share: with fresh noise it has sqrt(1 - alpha_bar_next - sigma^2)": 0.6 * one,
                 "sigma is not squared in the share of eps": (1 - NEXT - sigma) ** 0.5 * one if sigma < 0.36 else zero,
