@@ -346,7 +346,7 @@ RIGHT[INVERT] += [("by_lists", climb_with()),
 HEUN = "samplers.heun"
 
 
-def heun_with(share=0.5, scaled=True, from_y=True, at_next=True, divide=True, ask_second=True, sign=1, last=True):
+def heun_with(share=0.5, total=1, scaled=True, from_y=True, at_next=True, divide=True, ask_second=True, sign=1, last=True):
     def heun(denoiser, x, timesteps, *, schedule, **others):
         ts = timesteps.tolist()
         bars = [*schedule.alpha_bar(timesteps).tolist(), 1.0]
@@ -357,7 +357,7 @@ def heun_with(share=0.5, scaled=True, from_y=True, at_next=True, divide=True, as
             there = y + h * slope
             if ask_second and i + 1 < len(ts):
                 second = denoiser((a[i + 1] if scaled else 1) * there, ts[i + 1] if at_next else t)
-                there = (y if from_y else there) + h * ((1 - share) * slope + share * second)
+                there = (y if from_y else there) + total * h * ((1 - share) * slope + share * second)
             y = there
         return y
     return heun
@@ -372,7 +372,7 @@ WRONG[HEUN] = [
     ("is_euler", heun_with(ask_second=False), "asked once a step"),
     ("never_divided", heun_with(divide=False), "never divided by a"),
     ("sign", heun_with(sign=-1), "sign of the step"),
-    ("sum_of_slopes", lambda d, x, ts, *, schedule, **o: 2 * heun_with()(d, x, ts, schedule=schedule), "expected"),
+    ("sum_of_slopes", heun_with(total=2), "take the mean of both"),
 ]
 
 
@@ -438,10 +438,10 @@ WRONG[DPMPP] = [
     ("no_two", two_m_with(lambda h, b: h / b), "the 2 is missing"),
     ("sign", two_m_with(lambda h, b: -h / (2 * b)), "wrong sign"),
     ("equal_strides", two_m_with(lambda h, b: 0.5), "r = 1 is assumed"),
-    ("exponent_sign", two_m_with(exponent=lambda h: math.expm1(h)), "steps"),
-    ("no_minus_one", two_m_with(exponent=lambda h: math.exp(-h)), "steps"),
-    ("ratio_upside_down", two_m_with(linear=lambda s, n: s / n), "steps"),
-    ("last_x", two_m_with(last=False), "1 step"),
+    ("exponent_sign", two_m_with(exponent=lambda h: math.expm1(h)), "the exponent is -h"),
+    ("no_minus_one", two_m_with(exponent=lambda h: math.exp(-h)), "the -1 is missing"),
+    ("ratio_upside_down", two_m_with(linear=lambda s, n: s / n), "upside down"),
+    ("last_x", two_m_with(last=False), "the last step"),
     ("extrapolates_to_infinity", two_m_with(extra_last=True), "two steps must equal"),
     ("asks_twice", two_m_with(calls=2), "the denoiser was asked at"),
 ]

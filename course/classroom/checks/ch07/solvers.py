@@ -23,7 +23,25 @@ def order(fn) -> float:
     return math.log(errors[0] / max(errors[1], 1e-15)) / math.log(4)
 
 
-def common(exercise):
+def doubled(x, ts):
+    """Where a constant eps leads if all steps but the last, which is Euler's, are twice as long."""
+    sigma = [((1 - b) / b) ** 0.5 for b in levels(ts, SCHEDULE)[1]]
+    y = x / (1 + sigma[0] ** 2) ** -0.5 + 0.5 * (2 * (sigma[-2] - sigma[0]) - sigma[-2])
+    return {"each step is twice as long: take the mean of both slopes, and start again from y": y}
+
+
+def slips(x, ts):
+    """Where a constant eps leads if one part of 2M's step is wrong."""
+    return {"the exponent is -h: math.expm1(-h)": two_m(x, exponent=math.expm1, ts=ts, denoiser=constant),
+            "the -1 is missing: e^-h - 1 is math.expm1(-h)":
+                two_m(x, exponent=lambda h: math.exp(-h), ts=ts, denoiser=constant),
+            "the ratio is upside down: x is multiplied by s_next / s":
+                two_m(x, linear=lambda s, after: s / after, ts=ts, denoiser=constant),
+            "the last step is missing: at sigma = 0 the result is x0, not x":
+                two_m(x, ts=ts, denoiser=constant, last=False)}
+
+
+def common(exercise, mistakes):
     @exercise.gate("returns a tensor like x")
     def _(fn):
         return tensor_like(fn(constant, normal((2, 3, 4, 4), 1), TIMES, schedule=SCHEDULE), (2, 3, 4, 4))
@@ -36,11 +54,12 @@ def common(exercise):
             if problem := compare(fn(constant, x, ts, schedule=SCHEDULE), (x - s * 0.5) / a, {
                     "x was never divided by a: the ODE is that of y = x / a": x - s / a * 0.5,
                     "the sign of the step is turned: sigma_next - sigma is negative": (x + s * 0.5) / a,
-                    "the result is at the scale of the first level: multiply by a_next at every step": x - s * 0.5}):
+                    "the result is at the scale of the first level: multiply by a_next at every step": x - s * 0.5,
+                    **mistakes(x, ts)}):
                 return f"{len(ts)} step{'s' * (len(ts) > 1)}: {problem}"
 
 
-common(HEUN)
+common(HEUN, doubled)
 
 
 @HEUN.property("asks twice a step, at both ends of the stride; once in the last")
@@ -92,7 +111,7 @@ def _(fn):
     return touched(lambda x, ts: fn(Gaussian(), x, ts, schedule=SCHEDULE), normal((2, 2), 6), TIMES)
 
 
-common(DPMPP)
+common(DPMPP, slips)
 
 
 @DPMPP.property("asks once a step")
@@ -111,18 +130,19 @@ def _(fn):
                 "x_next = s_next / s x - a_next (exp(-h) - 1) x0")
 
 
-def two_m(x, weight):
+def two_m(x, weight=lambda h, b: h / (2 * b), exponent=lambda h: math.expm1(-h), linear=lambda s, after: after / s, *,
+          ts=TIMES, denoiser=None, last=True):
     """DPM-Solver++ 2M with this weight of the difference, as a function of (h, the h before)."""
-    ts, bars = levels(TIMES, SCHEDULE)
+    ts, bars = levels(ts, SCHEDULE)
     a, s = [b**0.5 for b in bars], [(1 - b) ** 0.5 for b in bars]
-    lam, before, denoiser = [math.log(p / q) for p, q in zip(a, s[:-1], strict=False)], None, Gaussian()
+    lam, before, denoiser = [math.log(p / q) for p, q in zip(a, s[:-1], strict=False)], None, denoiser or Gaussian()
     for i, t in enumerate(ts):
         x0 = (x - s[i] * denoiser(x, t)) / a[i]
         if i + 1 == len(ts):
-            return x0
+            return x0 if last else x
         h = lam[i + 1] - lam[i]
         D = x0 if before is None else x0 + weight(h, lam[i] - lam[i - 1]) * (x0 - before)
-        x, before = s[i + 1] / s[i] * x - a[i + 1] * math.expm1(-h) * D, x0
+        x, before = linear(s[i], s[i + 1]) * x - a[i + 1] * exponent(h) * D, x0
 
 
 @DPMPP.property("equals the course's 2M on strides of unequal length")
