@@ -33,9 +33,9 @@ from course.pipeline import StableDiffusion
 session = begin(needs="0.1", seed=7)
 POINTS = {"quick": 400, "cpu": 2_000, "gpu": 5_000}[session.profile]  # samples in the plane
 PROMPTS = {"quick": 2, "cpu": 24, "gpu": 200}[session.profile]  # pictures per setting of the shipped model
-STEPS = {"quick": [2, 5], "cpu": [2, 5, 10, 20, 50], "gpu": [2, 5, 10, 20, 50]}[session.profile]
-ROWS = {"quick": [1, 2, 10], "cpu": [1, 2, 5, 10, 50], "gpu": [1, 2, 5, 10, 50]}[session.profile]
-ORDERS = {"quick": [10, 20, 40], "cpu": [10, 20, 40, 80, 160], "gpu": [10, 20, 40, 80, 160]}[session.profile]
+STEPS = {"quick": [2, 5], "cpu": [2, 5, 10, 20, 50], "gpu": [2, 5, 10, 20, 50]}[session.profile]  # of that model
+ROWS = {"quick": [1, 2, 10], "cpu": [1, 2, 5, 10, 50], "gpu": [1, 2, 5, 10, 50]}[session.profile]  # steps in section 4
+ORDERS = {"quick": [10, 20, 40], "cpu": [10, 20, 40, 80, 160], "gpu": [10, 20, 40, 80, 160]}[session.profile]  # in 6
 FINE = {"quick": 160, "cpu": 1000, "gpu": 1000}[session.profile]  # steps of the reference solution
 
 # %% tags=["setup"]
@@ -160,13 +160,13 @@ def exact(data, spread=0.0):
     return denoiser
 
 
-line = torch.linspace(-2.4, 2.4, 13, dtype=torch.float64)
-grid = torch.cartesian_prod(line, line)                         # (169,2)
+line = torch.linspace(-2.4, 2.4, 11, dtype=torch.float64)
+grid = torch.cartesian_prod(line, line)                         # (121,2)
 figure, axes = plt.subplots(1, 3, figsize=(8, 2.8))
 for axis, t in zip(axes, (900, 500, 200), strict=True):
     alpha_bar = float(noise_schedule.alpha_bar(t))
     arrow = exact_x0(grid, alpha_bar, CENTRES, SPREAD) - grid
-    axis.quiver(*grid.T, *arrow.T, color=BLUE, angles="xy", scale_units="xy", scale=2.5, width=0.004)
+    axis.quiver(*grid.T, *arrow.T, color=BLUE, angles="xy", scale_units="xy", scale=2.5, width=0.005)
     axis.plot(*CENTRES.T, "o", color=ORANGE, ms=5)
     axis.set(title=f"t = {t}", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
 plt.show()
@@ -254,7 +254,8 @@ def report(x):
     """How wide the blobs are, and how far their shares are from a fifth each."""
     distance, blob = torch.cdist(x, CENTRES).min(1)
     shares = torch.bincount(blob, minlength=5) / len(x)
-    return float(distance.median()) / math.log(4) ** 0.5, float((shares - 0.2).abs().sum() / 2)  # median = width sqrt(ln 4)
+    width = float(distance.median()) / math.log(4) ** 0.5       # of a Gaussian the median distance is width sqrt(ln 4)
+    return width, float((shares - 0.2).abs().sum() / 2)
 
 
 start = randn(POINTS, 2, seed=4)
@@ -332,7 +333,8 @@ eps, fresh = plane(x, 600), randn(3, 2, seed=6)
 bar, bar_next = noise_schedule.alpha_bar(torch.tensor([600, 500])).tolist()
 by_ddim, x0 = ddim_step(x, eps, bar, bar_next, 1.0, fresh)
 mean, variance = posterior(x, x0, bar, bar_next, "small")
-print(f"eta = 1 against the posterior: largest difference {float((by_ddim - mean - variance**0.5 * fresh).abs().max()):.1e}")
+gap = by_ddim - (mean + variance**0.5 * fresh)
+print(f"eta = 1 against the posterior: largest difference {float(gap.abs().max()):.0e}")
 
 # %% [markdown]
 # ## 4 · Long strides
@@ -401,9 +403,9 @@ plt.show()
 # on the way; right, eight long chords in place of the curves, some of which miss.
 #
 # > **The article says** (section 3.4) `for t in reversed(range(num_steps))` with an undefined
-# > `ddim_step(z, t, noise_pred)`, **but** such a step does not know the level it goes to, the loop visits only the 50 cleanest of
-# > 1,000 levels, and the result is decoded without division by the scale (0.18215 in Stable Diffusion). What the loop
-# > alone does, with the exact denoiser:
+# > `ddim_step(z, t, noise_pred)`, **but** such a step does not know the level it goes to, the loop visits only the 50
+# > cleanest of 1,000 levels, and the result is decoded without division by the scale (0.18215 in Stable Diffusion).
+# > What the loop alone does, with the exact denoiser:
 
 # %%
 choices = {"start": None, "t = 999 ... 19": noise_schedule.timesteps(50), "t = 49 ... 0": torch.arange(50).flip(0)}
@@ -429,9 +431,9 @@ nearest = torch.cdist(few_pictures[-1].flatten(1), pictures.flatten(1)).min(1).v
 print(f"{ROWS[-1]} steps: rms distance to the nearest of the 256 pictures, at most {float(nearest.max()):.4f}")
 
 # %% [markdown]
-# One step gives the average, two a mixture of a few. With 50 each sample is one of the 256, to the printed distance.
-# The exact denoiser of a finite set *must* lead back to the set: a model makes new pictures because its network is
-# not this denoiser.
+# One step gives an average, two a mixture of a few; five still lead the first two samples to other pictures than ten.
+# With 50 each sample is one of the 256, to the printed distance. The exact denoiser of a finite set *must* lead back to
+# the set: a model makes new pictures because its network is not this denoiser.
 #
 # ## 5 · And back again
 #
@@ -631,9 +633,8 @@ for name, (sampler, cost, color, mark) in methods.items():
         x = sampler(plane, few, ts, schedule=noise_schedule)
         calls.append(cost * steps)
         errors.append(float((x - truth).norm(dim=1).median()))
-    c, e = torch.tensor(calls).double().log(), torch.tensor(errors).log().double()
-    half = len(c) // 2
-    slope = float(((c - c[half:].mean()) * (e - e[half:].mean()))[half:].sum() / (c[half:] - c[half:].mean()).pow(2).sum())
+    c, e = (torch.tensor(values, dtype=torch.float64).log()[len(values) // 2:] for values in (calls, errors))
+    slope = float(torch.cov(torch.stack([c, e]))[0, 1] / c.var())  # least squares over the right half
     axis.plot(calls, errors, color=color, marker=mark, label=f"{name}, slope {slope:.1f}")
     print(f"{name:16s} slope {slope:5.2f}; error at 40 calls {errors[calls.index(40)]:.4f}")
 axis.set(xscale="log", yscale="log", xlabel="calls of the denoiser", ylabel="error (median)")
@@ -703,7 +704,7 @@ for name, (sampler, options, run) in tried.items():
         right[name, steps] = sum(map(shows, drawn[name, steps], asked)) / PROMPTS
 print(captions[1])
 strip([torch.stack([drawn[name, steps][1] for steps in STEPS[:-1]]) for name in tried],
-      [f"{s} steps" for s in STEPS[:-1]], list(tried), width=4.6)
+      [f"{s} steps" for s in STEPS[:-1]], list(tried), width=4.2)
 
 # %%
 PUBLISHED = {"DDIM": (13.36, 6.84, 4.67, 4.16, 4.04), "DDPM, small": (41.07, 18.36, 8.01, 5.78, 4.73),
@@ -733,14 +734,14 @@ left.legend()
 plt.show()
 
 # %% [markdown]
-# Two steps give a blur: an average over what the caption leaves open. By ten the shares have stopped rising (of so
-# few pictures a share is uncertain by some ten points). The right plot is free of that chance: the two deterministic
-# solvers converge to one picture. At 5 steps 2M gains nothing, its line through two answers being too long; from 10
-# on it is nearer.
+# Two steps average over what the caption leaves open, here the place. By ten the shares have stopped rising (of 24
+# pictures a share is uncertain by some ten points). The right plot is free of that chance: the two deterministic
+# solvers converge to one picture. At 5 steps 2M gains nothing, its line through two answers being too long; from 10 on
+# it is nearer. Random steps end elsewhere.
 #
-# FID (chapter 12) is a distance between distributions, low is good; these networks drew 32 × 32 photographs and were
-# trained far longer. With few steps the large variance is worst there, too, as in section 2; with 1,000 it is best. Our
-# model needs fewer steps: its scenes are simple. The number is a property of model and question, not a law.
+# FID (chapter 12) is a distance between distributions, low is good; Song et al. drew 32 × 32 photographs. With few
+# steps the large variance is worst in both tables, as in section 2; with 1,000 it is their best. Our model needs fewer
+# steps: its scenes are simple. The number is a property of model and question, not a law.
 #
 # > **The article says** (section 9.3) that quality rises with the number of steps, 20 to 50, **but** the gain ends:
 # > the sampler converges to *its* answer, and from there on only the network could do better.
