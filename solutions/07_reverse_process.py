@@ -679,7 +679,7 @@ pipe = StableDiffusion.load("scenes64")
 asked = Scenes(64, split="test", objects=(1, 1), textures=("plain",), degraded=0.0).scenes(range(PROMPTS))
 captions = [f"a {o.size} {o.color} {o.shape} on a {scene.background} background" for scene in asked for o in scene.objects]
 condition = pipe.conditions(captions, None, 64, 64)[0]
-latent = randn(PROMPTS, *pipe.latent_shape(64, 64), seed=10, dtype=torch.float32)  # (PROMPTS,8,16,16)
+latent = randn(PROMPTS, *pipe.latent_shape(64, 64), seed=10, dtype=torch.float32)  # (PROMPTS,8,8,8)
 
 
 def model(x, t):                                                # what the network predicts, turned into eps
