@@ -38,7 +38,7 @@ def test_a_step_has_the_library_s_loss():
     a, spread = s.coefficients(seen["t"], x0)
     noise = (seen["x"] - a * x0) / spread
     expected = objectives.diffusion_loss(denoiser, s, x0, None, "v", t=seen["t"], noise=noise)
-    assert abs(loss - float(expected)) < 1e-4
+    assert abs(loss - expected.item()) < 1e-4
 
 
 def test_sampling_equals_ddim():
