@@ -190,9 +190,12 @@ class Perceptual(nn.Module):
     """LPIPS without learned weights; (B,3,H,W), (B,3,H,W) -> (B,)."""
 
     def __init__(self, features):
-        super().__init__()
         ### BEGIN SOLUTION
-        self.features = features.eval().requires_grad_(False)
+        super().__init__()
+        features.eval()
+        for parameter in features.parameters():
+            parameter.requires_grad_(False)
+        self.features = features
         ### END SOLUTION
 
     def forward(self, x, y):
