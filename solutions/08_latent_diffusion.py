@@ -19,7 +19,6 @@
 
 # %%
 import statistics
-import textwrap
 import time
 
 import matplotlib.pyplot as plt
@@ -661,15 +660,15 @@ prompts = ["a large red circle in the center on a white background",
            "a large brown triangle right of a small purple ring and below a small red square on a sky background"][-SHOWN:]
 z0 = shipped.latents(prompts, steps=STEPS, seed=8)              # (SHOWN,c,h,w), at the scale that is diffused
 pictures = shipped.decode(z0)                                   # (SHOWN,3,64,64)
-strip([pictures], [textwrap.fill(p.rsplit(" on a ", 1)[0].replace("a ", ""), 16) for p in prompts], width=8)
-for prompt, reading in zip(prompts, oracle.read(pictures.cpu()), strict=True):
-    print(f"{prompt}\n    read:", ", ".join(" ".join(word or "?" for word in (o.size, o.color, o.shape)) for o in reading.objects),
-          "on", reading.background)
+strip([pictures], range(1, SHOWN + 1), width=7)
+for number, (prompt, reading) in enumerate(zip(prompts, oracle.read(pictures.cpu()), strict=True), start=1):
+    things = [" ".join(word or "?" for word in (o.size, o.color, o.shape)) for o in reading.objects]
+    print(f"{number}. {prompt}\n   read: {', '.join(things)} on {reading.background}")
 print(f"std of these latents: {float(z0.std()):.2f}")
 
 # %% [markdown]
-# Their std is not exactly 1: the shipped factor fits its own training pictures, not these six. A model does not mind a few
-# tenths, if training and sampling use the same factor.
+# The latents come out at the scale that was diffused, near 1, and are divided by the factor before they are decoded: all
+# in `decode`.
 #
 # ## Questions to think about
 #
@@ -685,7 +684,8 @@ print(f"std of these latents: {float(z0.std()):.2f}")
 # ## Recap
 #
 # - Stage one is frozen, so its posteriors are computed once, mean and standard deviation.
-# - $c = 1/\sigma$ of what is diffused, draws or means, brings latents to the variance the schedule was made for; it belongs to the autoencoder.
+# - $c = 1/\sigma$ of what is diffused, draws or means, brings latents to the variance the schedule was made for; it belongs
+#   to the autoencoder.
 # - Multiply before diffusion, divide before decoding. Forgetting one of the two is the commonest bug of all.
 # - Draw anew in each step; drop the whole caption in one case of ten, in a copy.
 # - The training step and the sampler are those of pixels; they become cheaper because the grid is smaller.
