@@ -80,7 +80,7 @@ wishes = [wish("large", "yellow", "ring", "center", "pink"), wish("small", "blac
 prompts = [caption(scene) for scene in wishes]
 pictures = pipe.decode(pipe.latents(prompts, steps=STEPS, seed=0)).cpu()        # (6,3,64,64) in [-1,1]
 strip([pictures], ["\n".join([" ".join(p.split()[:4]), " ".join(p.split()[4:7]), " ".join(p.split()[7:])])
-                   for p in prompts])
+                   for p in prompts], width=7)
 
 # %% [markdown]
 # Did it draw what was asked? Here a program can tell, because the world is small: `oracle.read` finds shape, colour,
@@ -176,7 +176,7 @@ convert = use("pixels.convert", convert)
 star = pictures[3:4]                                            # (1,3,64,64)
 bytes_ = convert(star)                                          # (1,64,64,3) uint8
 panels = torch.cat([star, *[torch.where(torch.eye(3)[k].reshape(1, 3, 1, 1) > 0, star, -1.0) for k in range(3)]])
-strip([panels], ["all three", "red plane", "green plane", "blue plane"], width=6)
+strip([panels], ["all three", "red plane", "green plane", "blue plane"], width=5)
 print("the pixel in the middle:", bytes_[0, 32, 32].tolist(), "as values:",
       [round(v, 3) for v in star[0, :, 32, 32].tolist()])
 print("largest change by rounding to bytes:", f"{float((convert(bytes_) - star).abs().max()):.5f}")
@@ -228,7 +228,7 @@ check("pixels.make_grid", make_grid)
 make_grid = use("pixels.make_grid", make_grid)
 
 
-def gallery(images, columns, marks=None, names=None, labels=None, width=8.0):
+def gallery(images, columns, marks=None, names=None, labels=None, width=6.0):
     """Your grid on the screen; a tick or a cross in the corner says what the oracle thinks."""
     H, W = images.shape[2] + 2, images.shape[3] + 2
     sheet = make_grid(images.detach().float().cpu(), columns)   # (3,rows,columns)
@@ -247,7 +247,7 @@ def gallery(images, columns, marks=None, names=None, labels=None, width=8.0):
     plt.show()
 
 
-SEEDS = range(4 if session.profile == "quick" else 8)
+SEEDS = range(4 if session.profile == "quick" else 6)
 chosen = [wishes[0], wishes[2], wishes[3], wishes[4]]           # one row each, one column for each seed
 drawn = torch.cat([pipe.decode(pipe.latents([caption(scene)] * len(SEEDS), steps=STEPS, seed=0)).cpu() for scene in chosen])
 names = [" ".join((s.objects[0].color, s.objects[0].shape)) for s in chosen]
@@ -368,7 +368,7 @@ stops = [round(i * (len(seen) - 1) / 5) for i in range(6)] if len(seen) > 5 else
 noisy = torch.cat([first, *[seen[i][1] for i in stops]])        # (7,C,h,w)
 guess = torch.cat([seen[0][2], *[seen[min(i + 1, len(seen) - 1)][2] for i in stops]])  # x_0 as seen from each z_t
 rows = [noisy[:, :3] / 2.5, pipe.decode(noisy.to(pipe.device)), pipe.decode(guess.to(pipe.device))]
-strip(rows, ["noise", *[f"step {i + 1}" for i in stops]], ["$z_t$, 3 channels", "$z_t$ decoded", "$x_0$ estimate"])
+strip(rows, ["noise", *[f"step {i + 1}" for i in stops]], ["$z_t$, 3 channels", "$z_t$ decoded", "$x_0$ estimate"], width=6.5)
 print("largest difference of the last z_t and z_0:", float((noisy[-1:] - z0.cpu()).abs().max()))
 
 # %% [markdown]
@@ -605,7 +605,7 @@ check("pipeline.slerp", slerp)
 
 # %%
 slerp = use("pipeline.slerp", slerp)
-PLACES = 5 if session.profile == "quick" else 9
+PLACES = 5 if session.profile == "quick" else 7
 u = torch.linspace(0, 1, PLACES)
 a, b = start_noise(shape, [0, 3])
 ways = {"sphere": slerp(a, b, u), "line": torch.lerp(a[None], b[None], u[:, None, None, None])}     # (K,C,h,w) each
