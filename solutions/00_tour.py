@@ -79,8 +79,8 @@ wishes = [wish("large", "yellow", "ring", "center", "pink"), wish("small", "blac
           wish("small", "green", "square", "right", "sky"), wish("large", "purple", "triangle", "top", "gray")]
 prompts = [caption(scene) for scene in wishes]
 pictures = pipe.decode(pipe.latents(prompts, steps=STEPS, seed=0)).cpu()        # (6,3,64,64) in [-1,1]
-strip([pictures], ["\n".join([" ".join(p.split()[:4]), " ".join(p.split()[4:7]), " ".join(p.split()[7:])])
-                   for p in prompts], width=7)
+strip([pictures], ["\n".join(p.replace(" background", "").split(" ", 3)[1:]).replace(" of ", "\nof ").replace(" on a ", "\non a ")
+                   for p in prompts], width=7.5)
 
 # %% [markdown]
 # Did it draw what was asked? Here a program can tell, because the world is small: `oracle.read` finds shape, colour,
@@ -263,11 +263,11 @@ gallery(drawn, len(SEEDS), judge(drawn, [s for s in chosen for _ in SEEDS]), [f"
 # Four things happen, one after the other. (B pictures, N tokens, width D; C channels of h × w.)
 #
 # ```
-# "a large red star …" ─ tokenizer ─► ids (B,N) ─ text encoder ─► context (B,N,D) ────────┐
-#                                                                                         ▼
-# seed ─► noise z_T (B,C,h,w) ──────────────────────────────────────► U-Net, once or twice a step ─► z_0 (B,C,h,w)
-#                                                                                                        │
-#                                                         picture (B,3,H,W) in [-1,1] ◄─ VAE decoder ────┘
+# "a large red star …" ─ tokenizer ─► ids (B,N) ─ text encoder ─► context (B,N,D)
+#                                                                        │
+# seed ─► noise z_T (B,C,h,w) ───────────────────────────────► U-Net, asked in each step
+#                                                                        │
+# picture (B,3,H,W) in [-1,1] ◄─ VAE decoder ◄───────────────── latent z_0 (B,C,h,w)
 # ```
 #
 # **Text.** The tokenizer cuts words into known pieces and numbers them. The text encoder, a transformer, turns each
