@@ -66,7 +66,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "scenes64": Recipe("vae", "scenes64", "33.6 dB after 50 minutes on one core; 99 % of three objects", SCENES, FIRST, 50,
                            loss=replace(SOFT, kl=0.05)),
     },
-    "vq": {"demo": Recipe("vq", "demo-vq", "not measured yet", loop=FIRST, minutes=3, loss=autoencoder.AutoencoderLoss())},
+    "vq": {"demo": Recipe("vq", "demo-vq", "27 dB, 58 % read right, after 3 minutes on one core", loop=FIRST, minutes=3,
+                          loss=autoencoder.AutoencoderLoss())},
     "ldm": {
         "demo": Recipe("ldm", "demo-latent", "88 % of prompts right after 5 minutes", loop=SMALL, minutes=5, loss=V),
         "emoji": Recipe("ldm", "emoji", "people and hearts after 12 minutes; the rest are blobs", EMOJI, SMALL, 12,
