@@ -791,7 +791,7 @@ for name, (latent, decode, color, line) in inputs.items():
 for name, latent in (("z", z_vq), ("codes", codes)):
     choices = [nearest(latent + s * latent.std() * noise, book.quantize.embedding.weight) for s in sizes]
     kept = [100 * float((choice == indices).float().mean()) for choice in choices]
-    print(f"{f'{name}: % of positions with the same code':36s}", *[f"{v:5.0f}" for v in kept])
+    print(f"{f'{name}: % with the same code':36s}", *[f"{v:5.0f}" for v in kept])
 axis.set(xlabel="noise added, in units of the latents' standard deviation", ylabel="PSNR, dB")
 axis.legend(fontsize=9)
 plt.show()

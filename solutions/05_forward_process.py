@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from course import parts, samplers, schedule
-from course.classroom import begin, check, use
+from course.classroom import begin, check, slider, use
 from course.data import Scenes
 
 session = begin(needs="0.1", seed=5)
@@ -302,6 +302,19 @@ plt.show()
 # The dotted line is the clean value, 0.8. The histograms of the walk and of the jump agree, and so do the moments,
 # within the sampling error of 20,000 draws (0.007 at most). At $t = 999$ the mean is 0.055, not 0: the 6.8 % from above.
 #
+# Now any level costs one line, so you can move through them: one picture and one noise under the three schedules. The
+# titles say which share of the power is signal. (A page that was only executed shows $t = 300$.)
+
+# %%
+def at(t):
+    level = torch.full((1,), t)
+    row = [add_noise(picture, noise_like(picture), level, a) for a in alpha_bars.values()]  # 3 times (1,3,48,48)
+    strip([torch.cat(row)], [f"{name.split()[0]}: {float(a[t]):.0%}" for name, a in alpha_bars.items()], width=5)
+
+
+slider(at, 0, 999, start=300)
+
+# %% [markdown]
 # > **The article says** (section 3.3) `z_t = sqrt(alpha_bar[t]) * z + sqrt(1 - alpha_bar[t]) * noise` with `t` of shape
 # > (B,), **but** this line stops for most batch sizes, and where the batch size equals the width it runs and is wrong.
 # > The next cell measures both. In the same listing `vae.encode` returns three tensors (section 2.3), which

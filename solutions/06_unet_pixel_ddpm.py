@@ -570,7 +570,7 @@ for (x0, c, size), (x1, _, _) in zip(down, reversed(up), strict=True):
 axis.set(xlim=(-0.5, x), ylim=(-11.5, 16), xticks=[], yticks=[])
 axis.spines[:].set_visible(False)
 for row, (kind, color) in enumerate(kinds.items()):
-    axis.text(5 + 3.6 * row + (row == 3), -9.5, kind.replace("conv", "conv_in"), color=color, fontsize=9)
+    axis.text(5 + 4.4 * row + (row == 3), -9.5, kind.replace("conv", "conv_in"), color=color, fontsize=9)
 plt.show()
 print(f"{sum(p.numel() for p in net.parameters()):,d} parameters,",
       f"{len(down)} skips, lowest resolution {min(size for _, _, size in down)} x {min(size for _, _, size in down)}")

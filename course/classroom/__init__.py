@@ -7,6 +7,7 @@
 
     for step in track(range(1000), "training"):               # shows how far it is
         ...
+    slider(draw, 0, 999, start=300)                           # draw(t) for the t that the reader chooses
 
 Importing this module loads neither torch nor any check.
 """
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 from course import __version__
 from course.errors import UsageError
 
-__all__ = ["begin", "check", "track", "use"]
+__all__ = ["begin", "check", "slider", "track", "use"]
 
 PROFILES = ("quick", "cpu", "gpu")
 
@@ -89,6 +90,17 @@ def track(steps, title: str, lines: int = 4):
         yield step
         if done * lines // len(steps) > (done - 1) * lines // len(steps):
             print(f"{title}: {done} of {len(steps)}")
+
+
+def slider(draw, low: int, high: int, start: int) -> None:
+    """draw(value) under a slider that somebody can move, in a live session; where a notebook is only executed, draw(start)."""
+    if not live():
+        return draw(start)
+    from inspect import signature
+
+    from ipywidgets import IntSlider, interact
+    name = next(iter(signature(draw).parameters))              # the slider says what it moves
+    interact(draw, **{name: IntSlider(start, low, high, continuous_update=False)})
 
 
 def live() -> bool:

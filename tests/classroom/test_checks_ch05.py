@@ -118,3 +118,17 @@ def test_importing_the_classroom_is_cheap():
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert found.stdout.strip() == "[]" and found.stderr == ""
+
+
+def test_a_slider_is_for_people_and_one_picture_for_machines(monkeypatch):
+    import ipywidgets
+    drawn, made = [], []
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    classroom.slider(drawn.append, 0, 9, start=4)
+    assert drawn == [4]
+    monkeypatch.setattr(ipywidgets, "interact", lambda draw, **moved: made.append(moved))
+    monkeypatch.setenv("JPY_SESSION_NAME", "somewhere.ipynb")
+    classroom.slider(lambda t: drawn.append(t), 0, 9, start=4)
+    assert drawn == [4] and list(made[0]) == ["t"]
+    knob = made[0]["t"]
+    assert (knob.min, knob.max, knob.value) == (0, 9, 4)
