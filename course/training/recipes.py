@@ -60,8 +60,8 @@ MEANS = replace(LAYOUT, draw_latents=False)            # three of the eight chan
 RECIPES: dict[str, dict[str, Recipe]] = {
     "vae": {
         "demo": Recipe("vae", "demo-latent", "29 dB after 3 minutes", loop=FIRST, minutes=3, loss=SOFT),
-        "critic": Recipe("vae", "demo-latent", "31.0 dB after 10 minutes on one core; the critic does no harm", loop=FIRST, minutes=10,
-                         loss=replace(SOFT, adversarial=0.5, critic_channels=32, critic_layers=2)),
+        "critic": Recipe("vae", "demo-latent", "31 dB after 10 minutes on one core; the critic does no harm", loop=FIRST,
+                         minutes=10, loss=replace(SOFT, adversarial=0.5, critic_channels=32, critic_layers=2)),
         "emoji": Recipe("vae", "emoji", "24.7 dB on pictures kept apart, after 8 minutes", EMOJI, FIRST, 8, loss=SOFT),
         "scenes64": Recipe("vae", "scenes64", "33.6 dB after 50 minutes on one core; 99 % of three objects", SCENES, FIRST, 50,
                            loss=replace(SOFT, kl=0.05)),
