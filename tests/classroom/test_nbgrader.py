@@ -6,6 +6,7 @@ It lives in an environment of its own (`make nbgrader`): it holds back packages 
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course.classroom import release
+from course.classroom import checks, mutants, release
 
 ROOT = Path(__file__).parents[2]
 NBGRADER = Path(os.environ.get("COURSE_NBGRADER", ROOT / "build" / "nbgrader" / "bin" / "nbgrader"))
@@ -55,6 +56,30 @@ def half(notebook, solved):
     return worth
 
 
+def mistaken(solved, answers):
+    """(source, submission, worth): the first cell, and each exercise as often as there are wrong answers to it, one in each."""
+    source = nbformat.v4.new_notebook(metadata=solved.metadata, cells=[next(c for c in solved.cells if c.cell_type == "code")])
+    submission, worth = copied(source), 0.0
+    solutions = {c.metadata.course.exercise: c for c in solved.cells if c.metadata.get("course", {}).get("role") == "solution"}
+    for check in (c for c in solved.cells if c.metadata.get("course", {}).get("role") == "check"):
+        id, name = re.search(r'check\("(.+?)", (\w+)\)', check.source).groups()
+        for k, (_, wrong, _) in enumerate(answers[id].wrong):
+            pair = [copied(solutions[id]), copied(check)]
+            for cell in pair:
+                cell.id = cell.metadata.nbgrader.grade_id = f"{cell.metadata.nbgrader.grade_id}-{k}"
+            source.cells += copied(pair)
+            pair[0].source = f"from course.classroom import mutants\n{name} = mutants.load()['{id}'].wrong[{k}][1]"
+            submission.cells += pair
+            points = checks.find(id).run(wrong).points
+            assert points < check.metadata.nbgrader.points, (id, k)
+            worth += points
+    return source, submission, worth
+
+
+def copied(part):
+    return nbformat.from_dict(json.loads(json.dumps(part)))
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_full_points_none_and_half(path, classroom):
     folder, call = classroom
@@ -68,15 +93,33 @@ def test_full_points_none_and_half(path, classroom):
 
     solved, untouched = nbformat.read(source, 4), nbformat.read(released, 4)
     everything = sum(c.metadata.nbgrader.points for c in solved.cells if c.metadata.get("nbgrader", {}).get("grade"))
-    partly = nbformat.from_dict(json.loads(json.dumps(untouched)))
+    partly = copied(untouched)
     worth = half(partly, solved)
-    for student, notebook in (("solved", solved), ("untouched", untouched), ("half", partly)):
+    students = {"solved": solved, "untouched": untouched, "half": partly}
+    for student, notebook in students.items():
         place = folder / "submitted" / student / name / file
         place.parent.mkdir(parents=True)
         nbformat.write(notebook, place)
     call("autograde", name)
+    assert scores(classroom, name) == {"solved": everything, "untouched": 0.0, "half": worth}
+    assert 0 < worth < everything
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_every_wrong_answer_costs_points(path, classroom):
+    folder, call = classroom
+    name = f"{path.stem}-wrong"
+    source, submission, worth = mistaken(nbformat.read(path.with_suffix(".ipynb"), 4), mutants.load())
+    for place, notebook in ((folder / "source" / name, source), (folder / "submitted" / "wrong" / name, submission)):
+        place.mkdir(parents=True)
+        nbformat.write(notebook, place / f"{path.stem}.ipynb")
+    call("generate_assignment", name)
+    call("autograde", name)
+    assert scores(classroom, name) == {"wrong": worth}
+
+
+def scores(classroom, name):
+    folder, call = classroom
     call("export", "--to", "grades.csv")
     with open(folder / "grades.csv") as opened:
-        scores = {row["student_id"]: float(row["score"]) for row in csv.DictReader(opened) if row["assignment"] == name}
-    assert scores == {"solved": everything, "untouched": 0.0, "half": worth}
-    assert 0 < worth < everything
+        return {row["student_id"]: float(row["score"]) for row in csv.DictReader(opened) if row["assignment"] == name}
