@@ -40,8 +40,9 @@ lab: $(VENV)/.core  ## copy the chapters to my-notebooks, once, and open Jupyter
 	$(BIN)/course lab my-notebooks
 
 test: $(VENV)/.dev  ## unit tests, then every notebook, solved and unsolved
-test-all: $(VENV)/.dev  ## the same, and the slow tests
+test-all: $(VENV)/.dev  ## the same, the slow tests, and twenty kills as in `make soak`
 test: FAST := -m "not slow"
+test-all: export COURSE_SOAK := 20
 test-all: nbgrader
 test test-all:
 	COURSE_PROFILE=quick OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(FAST)

@@ -60,6 +60,7 @@ def mistaken(solved, answers):
     """(source, submission, worth): the first cell, and each exercise as often as there are wrong answers to it, one in each."""
     source = nbformat.v4.new_notebook(metadata=solved.metadata, cells=[next(c for c in solved.cells if c.cell_type == "code")])
     submission, worth = copied(source), 0.0
+    submission.cells[0].source += "\nfrom course.classroom import mutants\nanswers = mutants.load()"
     solutions = {c.metadata.course.exercise: c for c in solved.cells if c.metadata.get("course", {}).get("role") == "solution"}
     for check in (c for c in solved.cells if c.metadata.get("course", {}).get("role") == "check"):
         id, name = re.search(r'check\("(.+?)", (\w+)\)', check.source).groups()
@@ -68,7 +69,7 @@ def mistaken(solved, answers):
             for cell in pair:
                 cell.id = cell.metadata.nbgrader.grade_id = f"{cell.metadata.nbgrader.grade_id}-{k}"
             source.cells += copied(pair)
-            pair[0].source = f"from course.classroom import mutants\n{name} = mutants.load()['{id}'].wrong[{k}][1]"
+            pair[0].source = f"{name} = answers['{id}'].wrong[{k}][1]"
             submission.cells += pair
             points = checks.find(id).run(wrong).points
             assert points < check.metadata.nbgrader.points, (id, k)
