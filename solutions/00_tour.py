@@ -83,8 +83,7 @@ pairs = [Scene((Object("ring", "red", "small", "plain", "left", 0.28, 0.5),     
                 Object("cross", "black", "small", "plain", "bottom", 0.5, 0.75)), "pink")]
 prompts = [caption(scene) for scene in wishes]
 pictures = pipe.decode(pipe.latents(prompts, steps=STEPS, seed=0)).cpu()        # (6,3,64,64) in [-1,1]
-strip([pictures], ["\n".join(p.replace(" background", "").split(" ", 3)[1:]).replace(" of ", "\nof ").replace(" on a ", "\non a ")
-                   for p in prompts], width=7.5)
+strip([pictures], [f"{o.size} {o.color}\n{o.shape}\n{o.position}\non {s.background}" for s in wishes for o in s.objects], width=7.5)
 
 # %% [markdown]
 # Did it draw what was asked? Here a program can tell, because the world is small: `oracle.read` finds shape, colour,
@@ -665,7 +664,7 @@ trials = wishes if session.profile != "quick" else wishes[:4]
 both = torch.cat([draw(start_noise(m.latent_shape(64, 64), range(len(trials))), [caption(s) for s in trials], model=m)
                   for m, _ in models.values()])
 marks = judge(both, trials * 2)
-gallery(both, len(trials), marks, [" ".join((s.objects[0].color, s.objects[0].shape)) for s in trials], list(models))
+gallery(both, len(trials), marks, ["\n".join((s.objects[0].color, s.objects[0].shape)) for s in trials], list(models))
 for name, right in (("latent", marks[: len(trials)]), ("pixel", marks[len(trials):])):
     share, low, high = share_with_interval(sum(right), len(right))
     print(f"{name:7s} all words right: {sum(right)} of {len(right)}, 95 % interval {abs(100 * low):.0f} ... {100 * high:.0f} %")
@@ -673,7 +672,7 @@ for name, right in (("latent", marks[: len(trials)]), ("pixel", marks[len(trials
 # %% [markdown]
 # This is no proof that pixels cannot do it: with enough training they can. It shows what comparable patience buys. The
 # decoder runs once per picture, the U-Net in every step, so the ratio above is paid again and again. (The latent
-# model had about twice the minutes, and its autoencoder 50 more before; but the pixel model has not begun to hear words.)
+# model had nearly three times the minutes, and its autoencoder 50 more before; but the pixel model has not begun to hear words.)
 #
 # |source|scale|training|sampling|
 # |---|---|---|---|

@@ -736,7 +736,7 @@ plt.show()
 # %% [markdown]
 # Two steps average over what the caption leaves open, here the place. From five on the shares hardly rise (of 24 pictures
 # a share is uncertain by some ten points). The right plot is free of that chance: the two deterministic solvers converge
-# to one picture. At 5 steps 2M gains nothing, its line through two answers being too long; from 10 on it is nearer.
+# to one picture. At 5 steps 2M gains next to nothing, its line through two answers being too long; from 10 on it is nearer.
 # Random steps end elsewhere.
 #
 # FID (chapter 12) is a distance between distributions, low is good; Song et al. drew 32 × 32 photographs. With few

@@ -197,7 +197,7 @@ WRONG[STEP] = [
     ("eps_keeps_its_share", step_with(kept=lambda m, sigma: (1 - m) ** 0.5), "eps keeps its full share"),
     ("variance_for_deviation", step_with(factor=lambda eta, v: eta * v), "multiplied by the variance"),
     ("eta_squared", step_with(factor=lambda eta, v: eta**2 * v**0.5), "eta = 0.5"),
-    ("large_variance", step_with(variance=lambda n, m: min(1 - n / m, 1 - m)), "eta = 1"),
+    ("large_variance", step_with(variance=lambda n, m: min(1 - n / m, 1 - m)), "eta = 0.5: expected"),
     ("eta_ignored", step_with(factor=lambda eta, v: v**0.5), "eta is not used"),
     ("x_alone", lambda *a, **k: step_with()(*a, **k)[0], "expected (x_next, x0)"),
 ]

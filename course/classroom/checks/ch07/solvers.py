@@ -150,7 +150,7 @@ def _(fn):
     x = normal((5, 2), 4, torch.float64)
     return compare(fn(Gaussian(), x, TIMES, schedule=SCHEDULE), two_m(x, lambda h, b: h / (2 * b)), {
         "there is no memory in it: D extends the line through the last two x0": two_m(x, lambda h, b: 0),
-        "r is upside down: r = (h of the step before) / h": two_m(x, lambda h, b: b / (2 * h)),
+        "the ratio is upside down: the line goes on by h / (2 h_before)": two_m(x, lambda h, b: b / (2 * h)),
         "the 2 is missing in 1 / (2 r): D is x0 in the middle of the stride": two_m(x, lambda h, b: h / b),
         "the difference has the wrong sign: x0 - x0_before": two_m(x, lambda h, b: -h / (2 * b)),
         "r = 1 is assumed: these strides have unequal lengths in lambda": two_m(x, lambda h, b: 0.5)})

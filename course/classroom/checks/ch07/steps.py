@@ -121,7 +121,7 @@ def _(fn):
 @DDIM_STEP.property("eta scales the fresh noise, and the predicted noise gives way to it")
 def _(fn):
     one, zero = torch.ones(1, 1).double(), torch.zeros(1, 1).double()
-    for eta in (1.0, 0.5):
+    for eta in (0.5, 1.0):                                    # at 1 an unsquared sigma has a negative number under the root
         small = (1 - NEXT) / (1 - NOW) * (1 - NOW / NEXT)
         sigma = eta * small**0.5
         x_of_noise = fn(zero, zero, NOW, NEXT, eta, one)[0]
