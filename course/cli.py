@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,9 @@ from typing import Annotated
 import typer
 import typer.core
 
-from course import __version__
+from course import __version__, bench
 from course.errors import CourseError, Terminated, UsageError
+from course.options import Device, Json, weighted
 
 
 class Commands(typer.core.TyperGroup):
@@ -35,8 +37,6 @@ class Commands(typer.core.TyperGroup):
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Latent Diffusion, from scratch: train, sample, look, learn.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print figures as JSON, and nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 
 
 @app.command()
@@ -59,40 +59,126 @@ def demo(minutes: Annotated[float, typer.Option(help="Minutes of training for ea
 
 
 @app.command()
-def sample(prompt: Annotated[str, typer.Argument(help='What to draw: "a large green ring on a pink background".')],
-           out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sample.png"),
-           model: Annotated[str, typer.Option(help="One that comes with the course, or a run or pipeline folder.")] = "scenes64",
+def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="What to draw: \"a large green ring on a pink "
+                                                        "background\". Several are drawn below each other.")],
+           out: Annotated[Path, typer.Option(help="The PNG, JPEG or WebP to write.")] = Path("sample.png"),
+           model: Annotated[str, typer.Option(help="One that comes with the course, a run or pipeline folder, or a released "
+                                              "model.")] = "scenes64",
            negative_prompt: Annotated[str, typer.Option(help="What to keep away from.")] = "",
-           steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+           adapters: Annotated[list[str] | None, typer.Option("--lora", help="File or run of a LoRA, with :0.8 as weight; "
+                                                              "several add up.")] = None,
+           new_words: Annotated[list[str] | None, typer.Option("--embedding", help="File or run of a textual inversion: a word "
+                                                               "that the prompt may then use.")] = None,
+           control: Annotated[list[str] | None, typer.Option(metavar="NETWORK=PICTURE", help="A ControlNet and what it is shown, "
+                                                             "with :0.8 as weight; several add up.")] = None,
+           control_part: Annotated[str, typer.Option(metavar="FROM,TO", help="Share of the steps that is controlled.")] = "0,1",
+           guess: Annotated[bool, typer.Option(help="Control only what guidance goes towards.")] = False,
+           steps: Annotated[int | None, typer.Option(help="Denoising steps; default: 25, or the model's own if it was "
+                                                    "distilled.")] = None,
            guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; default: the model's.")] = None,
+           interval: Annotated[str | None, typer.Option("--guidance-interval", metavar="LOW,HIGH", help="Guide only between "
+                                                        "these noise levels t, such as 200,800.")] = None,
+           rescale: Annotated[float, typer.Option("--guidance-rescale", help="Bring the spread of the guided answer back, 0 ... "
+                                                  "1; 0.7 is usual, against glaring colours.")] = 0.0,
            sampler: Annotated[str, typer.Option(help="ddim, ddpm, euler, heun, dpmpp_2m or unipc.")] = "ddim",
+           image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+           strength: Annotated[float, typer.Option(help="How far to go from that picture, 0 ... 1.")] = 0.8,
+           mask: Annotated[Path | None, typer.Option(help="White where that picture may change, black where it stays.")] = None,
            count: Annotated[int, typer.Option(help="Pictures, side by side, with seeds seed, seed + 1, ...")] = 1,
-           seed: int = 0, size: Annotated[int | None, typer.Option(help="Pixels; default: the model's.")] = None,
+           seed: int = 0,
+           seeds: Annotated[str | None, typer.Option(metavar="N,N,...", help="The seeds themselves, instead.")] = None,
+           size: Annotated[str | None, typer.Option(help="Pixels, or WIDTHxHEIGHT; default: those of the image, or the model's."
+                                                    )] = None,
+           attention: Annotated[Path | None, typer.Option(help="Also write a PNG of where the first picture looked at each "
+                                                          "word.")] = None,
+           words: Annotated[str | None, typer.Option(help="Which words, with commas between; default: all but the smallest."
+                                                     )] = None,
+           latents: Annotated[Path | None, typer.Option(help="Also write what was diffused, as safetensors.")] = None,
+           original: Annotated[str | None, typer.Option(help="SDXL: as if the picture had been taken in so many pixels, or "
+                                                        "WIDTHxHEIGHT.")] = None,
+           crop: Annotated[str | None, typer.Option(metavar="TOP,LEFT", help="SDXL: as if so much had been cut off.")] = None,
+           refiner: Annotated[str | None, typer.Option(help="SDXL: the model for the last part of the way.")] = None,
+           hand_over: Annotated[float, typer.Option(help="The share of the way after which the refiner takes over.")] = 0.8,
+           precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+           tile: Annotated[int | None, typer.Option(help="Decode one picture at a time, in tiles of so many pixels: saves "
+                                                    "memory.")] = None,
            device: Device = "auto", as_json: Json = False) -> None:
     """Draw a picture from words with a trained model."""
-    from course.data import oracle
+    from course import sample as command
+    from course.adapt import inversion, low_rank
     from course.device import choose
     from course.pipeline import StableDiffusion
-    if not prompt.strip():
-        raise UsageError("the prompt is empty")
     if not 1 <= count <= 64:
         raise UsageError(f"count must lie in 1 ... 64, got {count}")
-    if out.suffix.lower() not in (".png", ".jpg", ".webp"):
-        raise UsageError(f"--out must end in .png, .jpg or .webp, got {out}")
-    pipe = StableDiffusion.load(model, choose(device))
-    x0 = pipe.latents([prompt] * count, negative_prompt or None, steps, guidance, seed, size, size, sampler)
-    images = pipe.decode(x0).cpu()
-    save_strip(images, out)
-    words = [describe(reading) for reading in oracle.read(images)]
+    if precision not in command.PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}, expected one of {', '.join(command.PRECISIONS)}")
+    chosen = command.numbers(seeds, "--seeds", int) if seeds else [seed + i for i in range(count)]
+    pipe = StableDiffusion.load(model).to(choose(device), command.PRECISIONS[precision]).in_tiles(tile)
+    for number, given in enumerate(adapters or []):
+        path, weight = weighted(given)
+        low_rank.add(pipe, path, f"lora{number + 1}", weight)
+    for given in new_words or []:
+        inversion.add(pipe, given)
+    controls = [command.read_control(given, control_part, guess, pipe.device) for given in control or []]
+    second = refiner and StableDiffusion.load(refiner).to(choose(device), command.PRECISIONS[precision])
+    wish = command.Wish(prompts, out, chosen, size, image, mask, interval, attention, words, latents, original, crop, second,
+                        hand_over)
+    told = command.run(pipe, wish, {
+        "negative_prompt": negative_prompt or None, "steps": steps or pipe.config.steps or 25,
+        "guidance_scale": guidance, "guidance_rescale": rescale,
+        "sampler": sampler, "strength": strength, "control": controls or None}, quiet=as_json)
     if as_json:
-        print(json.dumps({"out": str(out), "prompt": prompt, "seed": seed, "model": pipe.origin, "oracle": words}))
-    else:
-        print(f"drawn by {pipe.origin}")
-        print(f"{out}   the oracle reads: {'; '.join(words)}")
+        print(json.dumps(told))
+        return
+    print(f"drawn by {pipe.origin}")
+    print(f"{out}   the oracle reads: {'; '.join(told['oracle']) or 'square pictures only'}")
+    for extra in ("attention", "latents"):
+        if extra in told:
+            print(f"{extra}: {told[extra]}")
 
 
 @app.command()
-def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or clip.")] = None,
+def sweep(prompts: Annotated[list[str] | None, typer.Argument(metavar="prompt", help="What to draw; default: prompts that "
+                                                              "no model was trained on.")] = None,
+          guidance: Annotated[str, typer.Option(help="Guidance scales, from left to right.")] = "1,3,5,7.5,12",
+          steps: Annotated[str, typer.Option(help="Numbers of steps, from top to bottom.")] = "10,20,50",
+          seeds: Annotated[int, typer.Option(help="Pictures of each prompt in each cell.")] = 4,
+          unseen: Annotated[int, typer.Option(help="How many prompts to take where none is given.")] = 8,
+          sampler: Annotated[str, typer.Option(help="ddim, ddpm, euler, heun, dpmpp_2m or unipc.")] = "ddim",
+          model: Annotated[str, typer.Option(help="One that comes with the course, or a run or pipeline folder.")] = "scenes64",
+          out: Annotated[Path, typer.Option(help="The PNG to write; the rates go to a JSON file beside it.")] = Path("sweep.png"),
+          seed: Annotated[int, typer.Option(help="The first seed.")] = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """Draw the same prompts at several guidance scales and numbers of steps, and let the oracle say what came out right."""
+    from course import files
+    from course import sample as command
+    from course.device import choose
+    from course.evaluation import figures
+    from course.evaluation import sweep as experiment
+    from course.pipeline import StableDiffusion
+    from course.training.progress import Progress
+    command.check_out(out, ".png")
+    scales, counts = command.numbers(guidance, "--guidance"), command.numbers(steps, "--steps", int)
+    if not 1 <= seeds <= 64 or not 1 <= unseen <= 256:
+        raise UsageError(f"seeds must lie in 1 ... 64 and unseen in 1 ... 256, got {seeds} and {unseen}")
+    pipe = StableDiffusion.load(model, choose(device))
+    asked = prompts or experiment.unseen(unseen, pipe)
+    drawn = len(asked) * seeds
+    with Progress(f"{len(scales) * len(counts)} cells of {drawn} pictures", as_json) as progress:
+        cells, pictures = experiment.run(pipe, asked, scales, counts, [seed + i for i in range(seeds)], sampler,
+                                         progress=progress.update)
+    what = f"“{asked[0]}”" if len(asked) == 1 else f"{len(asked)} prompts"
+    figures.sweep(out, f"{what}, {seeds} seeds, {model}, {sampler}: pictures that show all that was asked for", cells, pictures)
+    metrics = {"model": pipe.origin, "sampler": sampler, "prompts": asked, "seeds": seeds, "seed": seed, "cells": cells}
+    files.write_json(out.with_suffix(".json"), metrics)
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    experiment.print_table(cells)
+    print(f"{out}, {out.with_suffix('.json')}")
+
+
+@app.command()
+def train(kind: Annotated[str | None, typer.Argument(help="What: `--list` shows all.")] = None,
           preset: Annotated[str, typer.Option(help="The recipe; `--list` shows all.")] = "demo",
           out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/KIND-PRESET.")] = None,
           change: Annotated[list[str] | None, typer.Option("--set", help="key=value: another value of the recipe's, such as "
@@ -101,6 +187,7 @@ def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or
           first_stage: Annotated[Path | None, typer.Option("--autoencoder", help="Run of the autoencoder, for ldm.")] = None,
           text_encoder: Annotated[Path | None, typer.Option(help="A frozen one, for ldm and ddpm: run of `train clip`, or CLIP-L "
                                                            "as released. Default: a new one, trained jointly.")] = None,
+          model: Annotated[Path | None, typer.Option(help="What to adapt: shipped, or a run; default: scenes64.")] = None,
           start: Annotated[Path | None, typer.Option("--start-from", help="Run whose weights to begin with, instead of new ones: "
                                                      "for another budget, or other data.")] = None,
           resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint, if there is one.")] = True,
@@ -123,72 +210,47 @@ def train(kind: Annotated[str | None, typer.Argument(help="vae, vq, ldm, ddpm or
         return
     recipe = recipes.find(kind, preset, [*(change or []), *([f"minutes={minutes}"] if minutes is not None else [])])
     engine = EngineConfig(choose(device), precision, micro_batch, compile, channels_last, recompute, sharded)
-    given = command.Given(*(None if path is None else str(path) for path in (first_stage, text_encoder, start)))
+    given = command.Given(*(None if path is None else str(path) for path in (first_stage, text_encoder, start, model)))
     metrics = command.run(recipe, out or Path("runs") / f"{kind}-{preset}", engine, given=given, resume=resume,
                           tensorboard=tensorboard, quiet=as_json)
     if as_json:
         print(json.dumps(metrics))
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure the course against other libraries.")
-app.add_typer(bench, name="bench")
+app.add_typer(bench.app, name="bench")
 
 
-@bench.command()
-def parity(only: Annotated[str | None, typer.Option(help="Only what has this in its name.")] = None,
-           as_json: Json = False) -> None:
-    """Compare every network, schedule and sampler with diffusers and transformers on the same random weights."""
+@app.command()
+def tables(names: Annotated[str, typer.Argument(metavar="name", help="all, or some, such as C,F.")] = "all",
+           scale: Annotated[str, typer.Option(help="quick (seconds, no verdicts), cpu or gpu.")] = "cpu",
+           out: Annotated[Path, typer.Option(help="A folder; what it has is not computed again.")] = Path("runs/tables"),
+           seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """Regenerate the papers' comparison tables: the claim, what comes out here, and whether it holds."""
     from rich.console import Console
-    from rich.table import Table
 
-    from course.evaluation import parity as comparison
-    rows = comparison.run(only)
-    if as_json:
-        print(json.dumps([{"name": r.name, "reference": r.reference, "max_abs_error": r.max_abs_error,
-                           "relative_error": r.relative_error, "allowed": r.allowed, "passed": r.passed} for r in rows]))
-    else:
-        table = Table()
-        for column in ("", "reference", "max abs error", "relative", "allowed", "verdict"):
-            table.add_column(column)
-        for r in rows:
-            table.add_row(r.name, r.reference, f"{r.max_abs_error:.1e}", f"{r.relative_error:.1e}", f"{r.allowed:.0e}",
-                          "equal" if r.passed else "DIFFERS")
-        Console().print(table)
-    raise typer.Exit(0 if all(r.passed for r in rows) else 1)
-
-
-@bench.command()
-def prompts(model: Annotated[str, typer.Option(help="Run or pipeline folder, or a shipped model's name.")] = "scenes64",
-            count: Annotated[int, typer.Option(help="Unseen prompts; a quarter as many with pairs held out of training.")] = 1024,
-            objects: Annotated[int, typer.Option(help="Prompts name 1 ... this many objects.")] = 3,
-            steps: int = 25, guidance: float | None = None, sampler: str = "ddim", seed: int = 0, device: Device = "auto",
-            as_json: Json = False) -> None:
-    """Draw unseen prompts of Scenes and let the oracle say how many came out right."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from course import files
     from course.device import choose
-    from course.evaluation import fidelity
-    from course.pipeline import StableDiffusion
+    from course.evaluation import tables as known
+    from course.evaluation.tables import page
+    from course.evaluation.tables.table import SCALES, Work, make
     from course.training.progress import Progress
-    if count < 8 or not 1 <= objects <= 3:
-        raise UsageError(f"count must be at least 8 and objects in 1 ... 3, got {count} and {objects}")
-    pipe = StableDiffusion.load(model, choose(device))
-    with Progress(f"{count} prompts", as_json) as progress:
-        rows, _ = fidelity.measure(pipe, count, (1, objects), steps=steps, guidance_scale=guidance, sampler=sampler, seed=seed,
-                                   progress=progress.update)
+    if scale not in SCALES:
+        raise UsageError(f"unknown scale {scale!r}, expected one of {', '.join(SCALES)}")
+    made, folder = [], out / scale
+    for table in known.chosen(names):
+        with Progress(f"{table.name}. {table.title}", as_json) as progress:
+            work = Work(folder / table.name, SCALES[scale], choose(device), seed, progress.update)
+            result = make(table, work)
+        files.write_bytes(work.folder / "table.md", page.markdown(table, result).encode())
+        files.write_bytes(work.folder / "table.tex", page.latex(table, result).encode())
+        made.append((table, result))
+    path = page.write(folder, made)
     if as_json:
-        print(json.dumps({"model": pipe.origin, "steps": steps, "sampler": sampler, "seed": seed, "rows": rows}))
+        print(json.dumps([result for _, result in made]))
         return
-    keys = ("count", "shape", "color", "size", "position", "relation", "background", "all")
-    table = Table(title=pipe.origin, title_justify="left")
-    for column in ("split", "objects", "prompts", *keys):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for row in rows:
-        unasked = "relation" if row["objects"] == 1 else "position"
-        figures = ("–" if key == unasked else f"{100 * row[key]:.1f} %" for key in keys)
-        table.add_row(row["split"], str(row["objects"]), str(row["prompts"]), *figures)
-    Console().print(table)
+    for table, result in made:
+        Console().print(f"{table.name}  {result['verdict']}: {result['why']}", highlight=False)
+    print(f"Report: {path}")
 
 
 @app.command()
@@ -290,33 +352,9 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit()
 
 
-def save_strip(images, path: Path) -> None:
-    """Write pictures (B,3,H,W) in [-1,1] side by side, small ones enlarged by a whole number; atomically."""
-    import io
-
-    from PIL import Image
-
-    from course import files
-    from course.pipeline import to_pil
-    pictures = to_pil(images)
-    side = pictures[0].width
-    zoom = max(1, 256 // side)
-    strip = Image.new("RGB", (len(pictures) * (side * zoom + 4) - 4, side * zoom), "white")
-    for i, picture in enumerate(pictures):
-        strip.paste(picture.resize((side * zoom, side * zoom), Image.NEAREST), (i * (side * zoom + 4), 0))
-    buffer = io.BytesIO()
-    strip.save(buffer, format={".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}[path.suffix.lower()])
-    files.write_bytes(path, buffer.getvalue())
-
-
-def describe(reading) -> str:
-    """A reading in words; an abstention is a question mark."""
-    things = [" ".join(word or "?" for word in (o.size, o.color, o.shape)) + f" ({o.position})" for o in reading.objects]
-    return f"{' and '.join(things) or 'nothing'} on {reading.background or '?'}"
-
-
 def main() -> None:
-    """Run the command; every CourseError becomes one line and exit code 2."""
+    """Run the command; every CourseError becomes one line and exit code 2, every warning one line."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app()
     except CourseError as error:

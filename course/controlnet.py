@@ -5,6 +5,7 @@ U-Net's skips and middle. Every path from the copy to the U-Net starts as a conv
 the U-Net as it was: nothing is harmed before the copy has learned to help (their section 3.1; the article's 8.1).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course import unet
-from course.errors import ShapeError
+from course.errors import ShapeError, UsageError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,60 @@ class ControlNetConfig:
 
     unet: "unet.UNetConfig" = unet.UNetConfig()
     hint_channels: tuple[int, ...] = (16, 32, 96, 256)         # 512 x 512 pixels -> 64 x 64, the size of the latent
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet in use: which network, what it is shown, how strongly, and on which part of the way from noise to picture.
+
+    hint: (1,3,H,W) or (B,3,H,W) in [0, 1].  start, end: shares of the steps, 0 ... 1.  guess: see ControlNet.
+    """
+
+    network: "ControlNet"
+    hint: Tensor
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    guess: bool = False
+
+    def __post_init__(self):
+        if self.hint.ndim != 4 or self.hint.shape[1] != 3 or not (self.hint.min() >= 0 and self.hint.max() <= 1):
+            raise ShapeError(f"a control picture must be (B,3,H,W) with values in [0, 1], got {tuple(self.hint.shape)} with "
+                             f"{self.hint.min():g} ... {self.hint.max():g}")
+        if not 0 <= self.start <= self.end <= 1:
+            raise UsageError(f"a control's start and end must be shares of the steps, 0 ... 1, got {self.start} and {self.end}")
+        if not math.isfinite(self.weight):
+            raise UsageError(f"a control's weight must be a finite number, got {self.weight}")
+
+
+def checked(control, count: int, height: int, width: int) -> list[Control]:
+    """One control or several, as a list. Raises ShapeError for a picture that does not fit `count` pictures of that size."""
+    controls = list(control) if isinstance(control, list | tuple) else [control]
+    for c in controls:
+        if len(c.hint) not in (1, count) or c.hint.shape[2:] != (height, width):
+            raise ShapeError(f"expected a control picture (1,3,{height},{width}), or {count} of them, as large as what is to "
+                             f"be drawn, got {tuple(c.hint.shape)}")
+    return controls
+
+
+def residuals(controls: list[Control], begin: float, end: float, x: Tensor, t, context: Tensor, count: int,
+              added: dict | None = None) -> list[Tensor] | None:
+    """What all controls add to the U-Net's skips and middle in the step from `begin` to `end`, shares of the way; or None.
+
+    x: (B,...) or, with guidance, (2B,...) of which the first half has no prompt; B is `count`. In guess mode that half is left
+    alone: the control is then part of what guidance goes towards.
+    """
+    total = None
+    for c in controls:
+        if begin < c.start or end > c.end:
+            continue
+        hint = c.hint.to(x).expand(count, -1, -1, -1).repeat(len(x) // count, 1, 1, 1)                 # (B,3,H,W)
+        found = c.network(x, t, context, hint, c.weight, added, c.guess)
+        if c.guess and len(x) > count:
+            told = (torch.arange(len(x), device=x.device) >= count).reshape(-1, 1, 1, 1)
+            found = [r * told for r in found]
+        total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+    return total
 
 
 class ControlNet(unet.Trunk):

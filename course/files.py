@@ -72,3 +72,14 @@ def check_fit(own: dict[str, Tensor], tensors: dict[str, Tensor], source: str, w
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(f"{source} does not fit {what}: {cause + ': ' if cause else ''}{shown}")
+
+
+def shared(folder: Path, name: str) -> Path:
+    """The file `name` of a model's folder, or where its `shared.json` says that it lies: models may have parts in common."""
+    try:
+        elsewhere = json.loads((folder / "shared.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return folder / name
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'shared.json'} is damaged: {error}") from None
+    return folder / elsewhere.get(name, name)

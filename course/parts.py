@@ -29,6 +29,7 @@ PARTS = (
     "samplers.ddim", "samplers.ddpm", "samplers.euler", "samplers.heun", "samplers.dpmpp_2m", "samplers.unipc",
     "guidance.classifier_free_guidance",
     "controlnet.HintNet", "controlnet.ControlNet",
+    "lora.LoRALinear", "lora.LoRAConv2d",
 )
 
 _active: dict[str, object] = {}

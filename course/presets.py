@@ -44,6 +44,8 @@ class PipelineConfig:
     clip_x0: float | None = None
     text_2: text.TextConfig | None = None     # SDXL's second text encoder: see sdxl
     zero_empty_prompt: bool = False           # SDXL: no negative prompt is zeros, not the text ""
+    steps: int | None = None                  # for which a distilled model was made; None: the more, the better
+    vae_float32: bool = False                 # SDXL: the autoencoder overflows in float16, so it stays in float32
 
     @classmethod
     def from_dict(cls, d: dict) -> "PipelineConfig":
@@ -58,6 +60,10 @@ class PipelineConfig:
 
 def vae_from_dict(d: dict) -> "vae.VAEConfig | vq.VQConfig":
     return (vq.VQConfig if "num_codes" in d else vae.VAEConfig)(**_tuples(d))
+
+
+def controlnet_from_dict(d: dict) -> "controlnet.ControlNetConfig":
+    return controlnet.ControlNetConfig(unet.UNetConfig(**_tuples(d["unet"])), tuple(d["hint_channels"]))
 
 
 def _tuples(section: dict) -> dict:
@@ -84,6 +90,14 @@ UNETS = {
     # the model that comes with the course: one to three objects, 64 x 64
     "scenes64": unet.UNetConfig(in_channels=8, out_channels=8, block_channels=(96, 96), layers_per_block=1, depth=(1, 1),
                                 heads=(3, 3), context_dim=128),
+    # SDXL in small, on scenes64's latents: two text encoders side by side, most attention at the lowest level, told of sizes
+    "scenes64-xl": unet.UNetConfig(in_channels=8, out_channels=8, block_channels=(64, 64), layers_per_block=1, depth=(1, 2),
+                                   mid_depth=2, heads=(2, 2), context_dim=96 + 128, linear_proj=True,
+                                   added_dim=128 + 6 * 32, size_embedding_dim=32),
+    # its refiner reads the second text encoder, and a score in place of the target's height and width
+    "scenes64-xl-refiner": unet.UNetConfig(in_channels=8, out_channels=8, block_channels=(64, 64), layers_per_block=1,
+                                           depth=(1, 1), heads=(2, 2), context_dim=128, linear_proj=True,
+                                           added_dim=128 + 5 * 32, size_embedding_dim=32),
     # the demo's, grown for a GPU; not measured on a GPU
     "demo-latent-gpu": unet.UNetConfig(block_channels=(192, 320), depth=(1, 1), heads=(6, 10), context_dim=128),
     "demo-pixel-gpu": unet.UNetConfig(in_channels=3, out_channels=3, block_channels=(64, 128, 192, 320),
@@ -144,6 +158,10 @@ TEXTS = {
     "demo-text": text.TextConfig(vocab_size=1024, length=16, width=128, layers=2, heads=4, activation="gelu"),
     # long enough for three objects
     "scenes64-text": text.TextConfig(vocab_size=1024, length=32, width=128, layers=3, heads=4, activation="gelu"),
+    # SDXL in small: two that differ, both read at the last layer but one; the second gives the pooled vector
+    "scenes64-xl-text": text.TextConfig(vocab_size=1024, length=16, width=96, layers=3, heads=3, skip=1),
+    "scenes64-xl-text-2": text.TextConfig(vocab_size=1024, length=16, width=128, layers=3, heads=4, activation="gelu", skip=1,
+                                          projection=128),
 }
 
 CONTROLNETS = {
@@ -168,6 +186,10 @@ PIPELINES = _demo("") | _demo("-gpu")
 PIPELINES["demo-vq"] = replace(PIPELINES["demo-latent"], vae=VAES["demo-vq"])
 PIPELINES["scenes64"] = replace(PIPELINES["demo-latent"], unet=UNETS["scenes64"], vae=VAES["scenes64-vae"],
                                 text=TEXTS["scenes64-text"])
+PIPELINES["scenes64-xl"] = replace(PIPELINES["scenes64"], unet=UNETS["scenes64-xl"], text=TEXTS["scenes64-xl-text"],
+                                   text_2=TEXTS["scenes64-xl-text-2"], zero_empty_prompt=True)
+PIPELINES["scenes64-xl-refiner"] = replace(PIPELINES["scenes64-xl"], unet=UNETS["scenes64-xl-refiner"],
+                                           text=TEXTS["scenes64-xl-text-2"], text_2=None)
 # real pictures with real words: the demo's networks, with a longer memory for text
 PIPELINES["emoji"] = replace(PIPELINES["demo-latent"], text=TEXTS["scenes64-text"])
 # beside scenes64, small: the demo's pixel model, with the longer captions

@@ -8,7 +8,8 @@ A sampler is a function. All of them share one signature:
     x                          (B,C,H,W), noise at the first of `timesteps`
     timesteps                  (S,), high to low: `schedule.timesteps(S)`
     eta                        how much fresh noise a step adds; 0 makes DDIM deterministic
-    generator                  the CPU generator that noise is drawn from
+    generator                  the CPU generator that noise is drawn from; or a list of them, one a picture, so that what a
+                               picture becomes does not depend on its batch
     clip_x0                    clamp every estimate of x_0 to [-clip_x0, clip_x0]; for pixels 1.0, for latents None
     callback(i, t, x, x0)      called after step i with the new x and the estimate of x_0 that led to it
 
@@ -244,5 +245,7 @@ def _estimate(x: Tensor, eps: Tensor, alpha_bar: float, clip_x0: float | None) -
     return x0, (x - alpha_bar**0.5 * x0) / (1 - alpha_bar) ** 0.5
 
 
-def _noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def _noise_like(x: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    if isinstance(generator, list):
+        return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generator]).to(x)
     return torch.randn(x.shape, generator=generator).to(x)

@@ -1,8 +1,10 @@
 """The trained models that come with the course, in half precision, each with a note of where it came from.
 
     python -m course.shipped runs/ldm-scenes64 scenes64        packs a run's model into course/weights/scenes64
+    ... runs/distill-scenes64 scenes64-fast --part 2-steps     packs what one of its rounds has made
 
 `provenance.json` beside the weights: recipe, command, commit, seed, device, hash of the data, metrics, sha256 of each file.
+`shared.json`: which files are those of another model that comes with the course.
 """
 
 import hashlib
@@ -16,23 +18,37 @@ from course import files
 from course.errors import CheckpointError
 from course.pipeline import SHIPPED
 
+NOTES = {"provenance.json", "shared.json"}
 
-def pack(run: str | Path, name: str, into: Path = SHIPPED) -> Path:
-    """Copy what `run` trained; returns the new folder. Raises CheckpointError where the run is not finished."""
+
+def pack(run: str | Path, name: str, into: Path = SHIPPED, part: str = "") -> Path:
+    """Copy what `run` trained, or one `part` of it, such as 2-steps; returns the new folder.
+
+    Raises CheckpointError where the run is not finished.
+    """
     run, folder = Path(run), Path(into) / name
     notes = notes_of(run)
     if "metrics" not in notes:
         raise CheckpointError(f"{run} is no finished run of `course train`: expected metrics.json in it")
-    for path in sorted((run / "model").iterdir()):
+    for path in sorted((run / part / "model").iterdir()):
         if path.suffix == ".safetensors":
             tensors, metadata = files.load_tensors(path)
             files.save_tensors(folder / path.name, {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()},
                                metadata)
         else:
             files.write_bytes(folder / path.name, path.read_bytes())
-    notes["sha256"] = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name != "provenance.json"}
+    notes["sha256"] = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.name not in NOTES}
+    if elsewhere := {p.name: f"../{other}/{p.name}" for p in sorted(folder.glob("*.safetensors")) for other in names(into)
+                     if other != name and same(p, Path(into) / other / p.name)}:
+        files.write_json(folder / "shared.json", elsewhere)
+        for file in elsewhere:                                 # kept once
+            (folder / file).unlink()
     files.write_json(folder / "provenance.json", notes)
     return folder
+
+
+def same(path: Path, other: Path) -> bool:
+    return other.is_file() and path.stat().st_size == other.stat().st_size and digest(path) == digest(other)
 
 
 def notes_of(run: Path, told: tuple = ()) -> dict:
@@ -58,10 +74,11 @@ def notes_of(run: Path, told: tuple = ()) -> dict:
 def check(name: str, folder: Path = SHIPPED) -> list[str]:
     """What is wrong with a shipped model's files; nothing, if all is well."""
     noted = json.loads((folder / name / "provenance.json").read_text())["sha256"]
-    there = {p.name for p in (folder / name).iterdir()} - {"provenance.json"}
-    return ([f"{name}: {n} is missing" for n in noted if n not in there]
+    there = {p.name for p in (folder / name).iterdir()} - NOTES
+    place = {n: files.shared(folder / name, n) for n in noted}
+    return ([f"{name}: {n} is missing" for n in noted if not place[n].is_file()]
             + [f"{name}: {n} is not in provenance.json" for n in sorted(there) if n not in noted]
-            + [f"{name}: {n} has another checksum" for n in noted if n in there and digest(folder / name / n) != noted[n]])
+            + [f"{name}: {n} has another checksum" for n in noted if place[n].is_file() and digest(place[n]) != noted[n]])
 
 
 def names(folder: Path = SHIPPED) -> list[str]:
@@ -72,8 +89,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def main(run: Path, name: str) -> None:
-    folder = pack(run, name)
+def main(run: Path, name: str, part: str = "") -> None:
+    folder = pack(run, name, part=part)
     size = sum(p.stat().st_size for p in folder.iterdir())
     Console().print(f"{folder}: {size / 1e6:.1f} MB", highlight=False)
 

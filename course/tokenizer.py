@@ -42,6 +42,7 @@ class Tokenizer:
         self.symbols = symbols
         self.rank = {pair: i for i, pair in enumerate(self.merges)}
         self.start_id, self.end_id = self.ids[START], self.ids[END]
+        self.added: dict[str, tuple[int, ...]] = {}            # see `add`
         self.fill_with(pad)
 
     def fill_with(self, pad: str) -> None:
@@ -49,7 +50,20 @@ class Tokenizer:
         if pad not in self.ids:
             raise UsageError(f"the padding token {pad!r} is not in the vocabulary")
         self.pad, self.pad_id = pad, self.ids[pad]
-        self.special = tuple(dict.fromkeys((START, END, pad)))
+        self._forget()
+
+    def add(self, word: str, ids: list[int]) -> None:
+        """A new word, which stands for itself wherever it occurs, as these tokens: see `inversion`."""
+        if not word or word != word.lower() or word.split() != [word]:
+            raise UsageError(f"a new word must be lower case and without spaces, such as <thing>, got {word!r}")
+        if word in self.special:
+            raise UsageError(f"there is a word {word!r} already")
+        self.added[word] = tuple(ids)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was cached of words may be wrong now."""
+        self.special = tuple(dict.fromkeys((START, END, self.pad, *self.added)))
         self._word = lru_cache(maxsize=65_536)(self._merge_word)
 
     def __len__(self) -> int:
@@ -63,7 +77,9 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; START, END and whatever they frame in padding are dropped."""
-        symbols = [self.symbols[i] for i in ids if i not in (self.start_id, self.end_id)]
+        new = {own[0]: f"{word}{END_OF_WORD}" for word, own in self.added.items()}
+        new |= {i: "" for own in self.added.values() for i in own[1:]}
+        symbols = [new[i] if i in new else self.symbols[i] for i in ids if i not in (self.start_id, self.end_id)]
         back = {symbol: byte for byte, symbol in byte_alphabet().items()}
         text = "".join(symbols).replace(END_OF_WORD, " ")
         return bytes(back.get(c, ord(" ")) for c in text).decode("utf-8", errors="replace").strip()
@@ -83,7 +99,7 @@ class Tokenizer:
 
     def _merge_word(self, word: str) -> tuple[int, ...]:
         if word in self.special:
-            return (self.ids[word],)
+            return self.added.get(word) or (self.ids[word],)
         alphabet = byte_alphabet()
         pieces = [alphabet[b] for b in word.encode("utf-8")]
         pieces[-1] += END_OF_WORD
@@ -148,13 +164,18 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         state = {"length": self.length, "pad": self.pad, "merges": [" ".join(m) for m in self.merges]}
+        if self.added:
+            state["added"] = self.added
         Path(path).write_text(json.dumps(state, ensure_ascii=False, indent=0), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls([tuple(m.split(" ")) for m in state["merges"]], state["length"], state["pad"])
+            found = cls([tuple(m.split(" ")) for m in state["merges"]], state["length"], state["pad"])
+            for word, ids in state.get("added", {}).items():
+                found.add(word, ids)
+            return found
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is no tokenizer file: {error}") from error
 

@@ -6,7 +6,6 @@
     metrics.json, curves.png, samples.png, report.html   how it went, and what it can do
 """
 
-import hashlib
 import json
 import platform
 import sys
@@ -17,32 +16,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from course import files, pixels, presets, text, tokenizer, unet
-from course.data import Scenes, captions, images, latents, oracle
+from course import adapt, controlnet, files, pixels, presets, text, unet
+from course.data import captions, latents, oracle
 from course.demo import commit, device_name
 from course.errors import CheckpointError, UsageError
 from course.evaluation import figures, report
 from course.pipeline import StableDiffusion
-from course.training import autoencoder, checkpoint, clip, diffusion, flops, loop, perceptual, saved
+from course.training import adapters, attributes, autoencoder, checkpoint, clip, diffusion, flops, loop, perceptual, saved
 from course.training.engine import EngineConfig, processes
-from course.training.recipes import RECIPES, Data, Recipe
-
-
-@dataclass
-class Material:
-    """images (n,3,S,S) uint8, K captions of each, and of the pictures kept apart: images, captions and, of Scenes, scenes."""
-
-    images: Tensor
-    captions: list[list[str]]
-    test_images: Tensor
-    test_captions: list[str]
-    test_scenes: list | None = None
-    origin: str = ""
-
-    def hash(self) -> str:
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        digest.update(json.dumps(self.captions).encode())
-        return digest.hexdigest()
+from course.training.material import Material, material, vocabulary
+from course.training.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -52,37 +35,18 @@ class Given:
     autoencoder: str | None = None         # run folder of `course train vae` or `vq`
     text_encoder: str | None = None        # frozen: see saved.text_encoder; None: a new one, trained jointly
     start: str | None = None               # run folder of the same recipe's model, to go on from its weights with a new budget
+    model: str | None = None               # a whole pipeline, shipped or a run's, that is adapted or distilled
 
     def load(self, kind: str) -> tuple:
-        """(autoencoder or None, (tokenizer, text encoder) or None)"""
+        """(autoencoder or None, (tokenizer, text encoder) or None); for what adapts a whole pipeline, that."""
         if kind == "ldm" and self.autoencoder is None:
             raise UsageError("a latent diffusion model needs an autoencoder: name its run with --autoencoder")
         if self.start is not None and not (Path(self.start) / "checkpoint.safetensors").is_file():
             raise UsageError(f"{self.start} is no run of `course train`: expected checkpoint.safetensors in it")
+        if kind in adapt.TRAIN:
+            return (StableDiffusion.load(self.model or "scenes64"),)
         return (saved.autoencoder(self.autoencoder) if kind == "ldm" else None,
                 saved.text_encoder(self.text_encoder) if self.text_encoder and kind in ("ldm", "ddpm") else None)
-
-
-def material(data: Data, seed: int, prompts: int, root: str | Path = "datasets") -> Material:
-    """Draw Scenes, or read real pictures; of those the last ones are kept apart."""
-    if data.source == "scenes":
-        kind = dict(objects=data.objects, textures=data.textures, degraded=data.degraded)
-        train, test = (Scenes(data.size, split, seed, **kind) for split in (data.split, "test"))
-        drawn = torch.cat([pixels.to_bytes(train.images(range(i, min(i + 1024, data.pictures))))
-                           for i in range(0, data.pictures, 1024)])                     # (n,3,S,S)
-        said = [[*2 * captions.full_captions(s), captions.caption(s, short=True)] for s in train.scenes(range(data.pictures))]
-        most = max(map(len, said))
-        said = [(most * ways)[:most] for ways in said]         # as many for all: several objects have fewer word orders
-        return Material(drawn, said, pixels.to_bytes(test.images(range(prompts))), test.captions(range(prompts), full=True),
-                        test.scenes(range(prompts)), f"Scenes: {data.pictures} pictures of {data.size} x {data.size}")
-    found = images.load(data.source, data.size, data.split, root=root, limit=data.pictures)
-    apart = min(prompts, len(found) // 10)
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    keep, away = order[apart:], order[:apart]
-    most = min(5, max(map(len, found.captions)))
-    said = [(most * found.captions[i])[:most] for i in keep.tolist()]
-    return Material(found.images[keep], said, found.images[away], [found.captions[i][0] for i in away.tolist()],
-                    origin=found.report())
 
 
 def run(recipe: Recipe, out: str | Path, engine: EngineConfig, *, given: Given = Given(), resume: bool = True,
@@ -102,7 +66,8 @@ def run(recipe: Recipe, out: str | Path, engine: EngineConfig, *, given: Given =
     budget = loop.Budget(steps=recipe.steps) if recipe.steps is not None else loop.Budget(minutes=recipe.minutes)
     how = {"engine": engine, "resume": resume, "tensorboard": tensorboard, "quiet": console.quiet, "title": recipe.kind,
            "budget": budget, "start": given.start}
-    train = {"vae": first, "vq": first, "ldm": denoiser, "ddpm": denoiser, "clip": contrastive}[recipe.kind]
+    train = {"vae": first, "vq": first, "ldm": denoiser, "ddpm": denoiser, "clip": contrastive,
+             "features": attributed, **adapt.TRAIN}[recipe.kind]
     state, finish = train(recipe, data, out, how, *found)
     if not main:                                               # whoever is first draws, measures and reports
         return {}
@@ -247,14 +212,6 @@ def denoiser(recipe: Recipe, data: Material, out: Path, how: dict, vae, words):
     return state, finish
 
 
-def vocabulary(data: Material, config: "text.TextConfig", start: str | None = None) -> "tokenizer.Tokenizer":
-    """Byte pairs learned from the captions; the preset says how many. Weights of an earlier run know only its vocabulary."""
-    if start is not None:
-        return tokenizer.Tokenizer.load(Path(start) / "model" / "tokenizer.json")
-    words = sorted({caption for ways in data.captions[:4096] for caption in ways})
-    return tokenizer.Tokenizer.train(words, num_merges=config.vocab_size - 514, length=config.length)
-
-
 def cost_of(config: "presets.PipelineConfig", learned_text: bool) -> int:
     """FLOPs of a training step for one picture."""
     side = config.image_size // (config.vae.factor if config.vae else 1)
@@ -301,6 +258,28 @@ def contrastive(recipe: Recipe, data: Material, out: Path, how: dict, *_):
     return state, finish
 
 
+def attributed(recipe: Recipe, data: Material, out: Path, how: dict, *_):
+    """The network in whose features pictures are compared: see evaluation.features."""
+    if data.scenes is None:
+        raise UsageError(f"what a picture shows is known of Scenes alone, got {recipe.data.source}")
+    net = attributes.AttributeNet()
+    state = attributes.train(net, data.images, attributes.answers(data.scenes), out, config=recipe.loop, **how)
+
+    def finish():
+        trained = (checkpoint.average_of(out, attributes.AttributeNet()) if how["engine"].sharded else net).float().eval()
+        files.save_tensors(out / "model" / "features.safetensors", trained.state_dict(), {"part": "features"})
+        files.write_json(out / "model" / "features.json", {"dim": trained.dim, "channels": trained.channels})
+        real, device = pixels.to_unit(data.test_images), next(trained.parameters()).device
+        with torch.no_grad():
+            said = [{name: x.cpu() for name, x in trained(part.to(device)).items()} for part in real.split(256)]
+        found = {}
+        for name, wanted in attributes.answers(data.test_scenes).items():
+            best = torch.cat([part[name] for part in said]).argmax(1)                   # (n,)
+            found[f"right_{name}"] = (wanted[torch.arange(len(best)), best] > 0).float().mean().item()
+        return {"real": (real, [None] * len(real))}, found
+    return state, finish
+
+
 def print_recipes(as_json: bool = False) -> None:
     """Every recipe with its size, its time and what it is expected to reach."""
     from rich.table import Table
@@ -326,9 +305,22 @@ def size_of(recipe: Recipe) -> int:
     with torch.device("meta"):
         if recipe.kind in ("vae", "vq"):
             parts = [presets.autoencoder(config.vae)]
+        elif recipe.kind == "features":
+            parts = [attributes.AttributeNet()]
         elif recipe.kind == "clip":
             words = replace(config.text, projection=config.text.width)
             parts = [clip.ImageEncoder(words.projection), text.TextEncoder(words)]
+        elif recipe.kind == "xl" and config.text_2:
+            parts = [unet.UNet(config.unet), text.TextEncoder(config.text), text.TextEncoder(config.text_2)]
+        elif recipe.kind in ("distill", "xl"):
+            parts = [unet.UNet(config.unet)]
+        elif recipe.kind == "controlnet":
+            parts = [controlnet.ControlNet(controlnet.ControlNetConfig(config.unet, recipe.loss.hint_channels))]
+        elif recipe.kind == "inversion":
+            return recipe.loss.vectors * config.text.width
+        elif recipe.kind == "lora":
+            parts = [unet.UNet(config.unet), text.TextEncoder(config.text)]
+            return sum(p.numel() for p in adapters.trained(recipe.loss, parts))
         else:
             parts = [unet.UNet(config.unet), text.TextEncoder(config.text)]
     return sum(p.numel() for part in parts for p in part.parameters())

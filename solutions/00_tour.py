@@ -30,8 +30,8 @@ from course.evaluation import cost, fidelity
 from course.pipeline import StableDiffusion
 
 session = begin(needs="0.1", seed=0)
-COUNT = {"quick": 8, "cpu": 40, "gpu": 256}[session.profile]        # pictures behind each point of a sweep
-STEPS = {"quick": 4, "cpu": 16, "gpu": 25}[session.profile]         # denoising steps, where nothing else is said
+COUNT = {"quick": 4, "cpu": 40, "gpu": 256}[session.profile]        # pictures behind each point of a sweep
+STEPS = {"quick": 2, "cpu": 16, "gpu": 25}[session.profile]         # denoising steps, where nothing else is said
 ROUNDS = {"quick": 1, "cpu": 5, "gpu": 20}[session.profile]         # of a time measurement
 
 # %% tags=["setup"]
@@ -250,7 +250,7 @@ def gallery(images, columns, marks=None, names=None, labels=None, width=5.0):
     plt.show()
 
 
-SEEDS = range(4 if session.profile == "quick" else 6)
+SEEDS = range(2 if session.profile == "quick" else 6)
 chosen = [wishes[0], wishes[3], *pairs]                         # one row each, one column for each seed
 drawn = torch.cat([pipe.decode(pipe.latents([caption(scene)] * len(SEEDS), steps=STEPS, seed=0)).cpu() for scene in chosen])
 names = ["\n".join(f"{o.color} {o.shape}" for o in s.objects) for s in chosen]
@@ -445,7 +445,7 @@ mine, library = draw(start_noise(shape, [4]), [prompt]), pipe.decode(z0).cpu()
 apart = (convert(mine).int() - convert(library).int()).abs().max()
 print(f"your loop against pipe.generate: bytes differ by at most {int(apart)}")
 
-SCALES = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
+SCALES = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0][:: 2 if session.profile == "quick" else 1]
 two = [wishes[3], pairs[0]]
 swept = torch.cat([draw(start_noise(shape, [1]), [caption(scene)], w) for scene in two for w in SCALES])
 gallery(swept, len(SCALES), judge(swept, [scene for scene in two for _ in SCALES]), [f"w = {w:g}" for w in SCALES],
@@ -523,7 +523,7 @@ def count_right(name, images):
 count_right("drawn by Scenes", clean)
 ceiling = count_right("through the autoencoder", pipe.decode(pipe.encode_image(clean)).cpu())
 sweeps = {"guidance scale w": ([0.0, 1.0, 2.0, 4.0, 8.0], "scale"), "steps": ([1, 2, 4, 8, 16, 32], "steps")}
-sweeps = {name: (values[::2] if session.profile == "quick" else values, keyword) for name, (values, keyword) in sweeps.items()}
+sweeps = {name: (values[:4:2] if session.profile == "quick" else values, keyword) for name, (values, keyword) in sweeps.items()}
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), sharey=True)
 for axis, (name, (values, keyword)) in zip(axes, sweeps.items(), strict=True):
     found = torch.tensor([count_right(f"{name} {v:g}", draw(noise, texts, **{keyword: v})) for v in values])  # (K,4)
@@ -611,7 +611,7 @@ check("pipeline.slerp", slerp)
 
 # %%
 slerp = use("pipeline.slerp", slerp)
-PLACES = 5 if session.profile == "quick" else 7
+PLACES = 3 if session.profile == "quick" else 7
 u = torch.linspace(0, 1, PLACES)
 a, b = start_noise(shape, [0, 3])
 ways = {"sphere": slerp(a, b, u), "line": torch.lerp(a[None], b[None], u[:, None, None, None])}     # (K,C,h,w) each
@@ -646,7 +646,7 @@ def budget(name):
 
 
 @torch.no_grad()
-def one_step(model, batch=8):
+def one_step(model, batch=1 if session.profile == "quick" else 8):
     x = torch.zeros(2 * batch, *model.latent_shape(64, 64), device=model.device)
     context = model.conditions(["a red circle"] * 2 * batch, None, 64, 64)[0]["context"]
     return lambda: model.unet(x, 500.0, context).sum().item()
@@ -660,7 +660,7 @@ for name, (model, file) in models.items():
 ratio = times["pixel"] / times["latent"]
 print(f"one U-Net call takes {ratio:.0f} times as long on pixels")
 
-trials = wishes if session.profile != "quick" else wishes[:4]
+trials = wishes if session.profile != "quick" else wishes[:2]
 both = torch.cat([draw(start_noise(m.latent_shape(64, 64), range(len(trials))), [caption(s) for s in trials], model=m)
                   for m, _ in models.values()])
 marks = judge(both, trials * 2)

@@ -36,8 +36,8 @@ from course.pipeline import StableDiffusion
 from course.training import flops
 
 session = begin(needs="0.1", seed=1)
-COUNT = {"quick": 8, "cpu": 192, "gpu": 512}[session.profile]  # pictures to read
-FIT = {"quick": 48, "cpu": 512, "gpu": 1024}[session.profile]   # pictures to fit a code to
+COUNT = {"quick": 4, "cpu": 192, "gpu": 512}[session.profile]  # pictures to read
+FIT = {"quick": 24, "cpu": 512, "gpu": 1024}[session.profile]   # pictures to fit a code to
 SIDES = {"quick": (8, 16), "cpu": (8, 16, 32, 64), "gpu": (8, 16, 32, 64)}[session.profile]
 ROUNDS = {"quick": 1, "cpu": 5, "gpu": 7}[session.profile]      # of each timing
 BATCH = {"quick": 1, "cpu": 8, "gpu": 16}[session.profile]      # pictures a step
@@ -75,7 +75,7 @@ def strip(rows, titles, labels=None, width=8.0):
 # %%
 scenes = Scenes(64, split="test", objects=(1, 1), degraded=0.0)
 images, truth = scenes.images(range(COUNT)), scenes.scenes(range(COUNT))  # (COUNT,3,64,64)
-FACTORS = (1, 2, 4, 8) if session.profile == "quick" else (1, 2, 4, 8, 16)
+FACTORS = (1, 4, 8) if session.profile == "quick" else (1, 2, 4, 8, 16)
 
 
 def averaged(x, f):
@@ -273,10 +273,13 @@ with torch.device("meta"):
 
     print(f"Stable Diffusion 1.5, one pass for one picture: {cost.parameters(sd):,} parameters at every size")
     print("picture  positions  parameters     TFLOPs  in attention")
-    sd_work = {side: count(sd, *sd_inputs(side)) for side in (16, 32, 64, 128, 256, 512)}
+    sides = (64, 128, 512) if session.profile == "quick" else (16, 32, 64, 128, 256, 512)
+    sd_work = {side: count(sd, *sd_inputs(side)) for side in sides}
     sd_flops = {side: sum(work.values()) for side, work in sd_work.items()}
     for picture, f in ((256, 8), (512, 8), (1024, 8), (512, 1)):
         side = picture // f
+        if side not in sides:
+            continue
         print(f"{picture:5d}    {side:3d} x {side:3d}  {cost.parameters(sd) / 1e6:7.1f} M  {sd_flops[side] / 1e12:9.2f}"
               f"  {sd_work[side]['attention'] / sd_flops[side]:11.0%}{'' if f > 1 else '   <- no autoencoder'}")
 
@@ -506,7 +509,7 @@ check("pixels.low_pass", low_pass)
 
 # %%
 low_pass = use("pixels.low_pass", low_pass)
-CUTOFFS = (4, 8, 16, 46) if session.profile == "quick" else (1, 2, 4, 6, 8, 12, 16, 24, 46)
+CUTOFFS = (8, 46) if session.profile == "quick" else (1, 2, 4, 6, 8, 12, 16, 24, 46)
 show = (2, 4, 8, 16, 46)
 two = images[pick]                                              # (2,3,64,64)
 slow = [torch.cat([low_pass(two[i: i + 1], c) for c in show]) for i in range(2)]  # each (5,3,64,64)
@@ -698,7 +701,7 @@ def measure(kind, f, c, pictures):
 for f in FACTORS[1:]:
     measure("averages", f, 3, averaged(images, f))
     measure("PCA of patches", f, 3, pca(f, 3))
-for c in (1, CHANNELS, 12, 24, 48):
+for c in (1, CHANNELS) if session.profile == "quick" else (1, CHANNELS, 12, 24, 48):
     measure("PCA, f = 8", 8, c, pca(8, c))
 measure("learned", FACTOR, CHANNELS, learned)
 measure("the picture", 1, 3, images + 1e-5)
@@ -762,6 +765,7 @@ print(f"8 x 8 patches of one colour: {flat.float().mean():.0%}")
 
 # %%
 PAPER = {2: ("kl-f2", 32.47), 4: ("kl-f4", 27.53), 8: ("kl-f8", 24.19), 16: ("kl-f16", 24.08), 32: ("kl-f32", 22.27)}
+PAPER = {f: PAPER[f] for f in FACTORS[1:]} if session.profile == "quick" else PAPER
 table = {}
 with torch.device("meta"):
     for f in (1, *PAPER):

@@ -34,9 +34,9 @@ from course.pipeline import StableDiffusion
 from course.training import perceptual
 
 session = begin(needs="0.1", seed=3)
-COUNT = {"quick": 16, "cpu": 64, "gpu": 512}[session.profile]   # pictures to measure on
+COUNT = {"quick": 8, "cpu": 64, "gpu": 512}[session.profile]   # pictures to measure on
 BASE = {"quick": 3, "cpu": 200, "gpu": 1000}[session.profile]   # steps without a critic
-MORE = {"quick": 6, "cpu": 150, "gpu": 600}[session.profile]    # steps with or without one
+MORE = {"quick": 5, "cpu": 150, "gpu": 600}[session.profile]    # steps with or without one
 HEARD = MORE // 5                                               # from this step on the critic counts
 
 # %% tags=["setup"]

@@ -31,8 +31,8 @@ from course.data import Scenes
 session = begin(needs="0.1", seed=4)
 PICTURES = {"quick": 48, "cpu": 256, "gpu": 1024}[session.profile]  # to learn words from
 ROUNDS = {"quick": 8, "cpu": 60, "gpu": 200}[session.profile]  # of learning words
-STEPS = {"quick": 12, "cpu": 900, "gpu": 6000}[session.profile]  # of training an autoencoder
-HELD_OUT = {"quick": 32, "cpu": 256, "gpu": 1024}[session.profile]  # pictures to measure on
+STEPS = {"quick": 6, "cpu": 900, "gpu": 6000}[session.profile]  # of training an autoencoder
+HELD_OUT = {"quick": 16, "cpu": 256, "gpu": 1024}[session.profile]  # pictures to measure on
 
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"

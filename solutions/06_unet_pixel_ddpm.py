@@ -33,10 +33,10 @@ from course.data import Scenes
 
 session = begin(needs="0.1", seed=6)
 PICTURES = {"quick": 256, "cpu": 2048, "gpu": 8192}[session.profile]  # to train on
-STEPS = {"quick": 6, "cpu": 320, "gpu": 4000}[session.profile]  # of the main training
-BATCH = {"quick": 8, "cpu": 32, "gpu": 128}[session.profile]
-SHORT = {"quick": 3, "cpu": 120, "gpu": 1000}[session.profile]  # of each comparison
-SAMPLES, LEVELS = {"quick": (8, 8), "cpu": (32, 100), "gpu": (32, 250)}[session.profile]
+STEPS = {"quick": 4, "cpu": 320, "gpu": 4000}[session.profile]  # of the main training
+BATCH = {"quick": 4, "cpu": 32, "gpu": 128}[session.profile]
+SHORT = {"quick": 2, "cpu": 120, "gpu": 1000}[session.profile]  # of each comparison
+SAMPLES, LEVELS = {"quick": (8, 4), "cpu": (32, 100), "gpu": (32, 250)}[session.profile]
 
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"

@@ -33,6 +33,11 @@ def test_sample_writes_a_picture(model, tmp_path):
 @pytest.mark.parametrize("arguments, words", [
     (["sample", "a ring", "--model", "nowhere"], "no model in nowhere"),
     (["sample", "", "--model", "MODEL"], "empty"),
+    (["train", "lora", "--preset", "heart", "--set", "loss.rank=0"], "rank must be a whole number, at least 1, got 0"),
+    (["train", "lora", "--preset", "heart", "--set", "loss.alpha=nan"], "alpha must be a finite number, got nan"),
+    (["train", "controlnet", "--preset", "edges", "--model", "nowhere"], "no model in nowhere"),
+    (["bench", "control", "nowhere"], "no ControlNet in nowhere"),
+    (["bench", "control", "--kind", "pose"], "edges, segmentation, depth"),
     (["sample", "a ring", "--model", "MODEL", "--steps", "-5"], "steps must lie in 1 ... 1000, got -5"),
     (["sample", "a ring", "--model", "MODEL", "--steps", "many"], "--steps"),
     (["sample", "a ring", "--model", "MODEL", "--guidance", "nan"], "guidance_scale"),
@@ -67,7 +72,7 @@ def test_misuse(arguments, words, model, tmp_path):
 
 def test_help_everywhere():
     assert course("--version").stdout.strip() == "0.1.0"
-    for command in ("demo", "sample", "doctor", "release"):
+    for command in ("demo", "sample", "sweep", "doctor", "release"):
         done = course(command, "--help")
         assert done.returncode == 0 and "--help" in done.stdout
 

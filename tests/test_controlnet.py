@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 
+from course import controlnet
 from course.controlnet import ControlNet, ControlNetConfig
-from course.errors import ShapeError
+from course.errors import CourseError, ShapeError
 from course.unet import UNet
 from tests.conftest import TINY_UNET, randomise
 
@@ -54,3 +57,54 @@ def test_wrong_hints_are_named():
     net = ControlNet(ControlNetConfig(TINY_UNET, (16, 32)))
     with pytest.raises(ShapeError, match=r"\(B,3,16,16\)"):
         net(torch.randn(1, 4, 8, 8), 7, torch.randn(1, 5, 16), torch.rand(1, 3, 8, 8))
+
+
+def steered(pipe):
+    """A pipeline's ControlNet whose zero convolutions are no longer zero, and a hint for it."""
+    torch.manual_seed(1)
+    network = controlnet.ControlNet.from_unet(pipe.unet, (8, 8, 16)).eval()             # the tiny pipeline has f = 4
+    untouched = copy.deepcopy(network)
+    for conv in (*network.controlnet_down_blocks, network.controlnet_mid_block, network.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(conv.weight, std=0.3)
+    return network, untouched, torch.rand(1, 3, 32, 32)
+
+
+def test_in_the_pipeline_a_new_controlnet_changes_no_bit(pipe):
+    network, untouched, hint = steered(pipe)
+    how = {"steps": 3, "seed": 0}
+    base = pipe.latents(["a ring", "a star"], **how)
+    assert torch.equal(pipe.latents(["a ring", "a star"], control=controlnet.Control(untouched, hint), **how), base)
+    assert torch.equal(pipe.latents(["a ring", "a star"], control=controlnet.Control(network, hint, weight=0.0), **how), base)
+    assert not torch.allclose(pipe.latents(["a ring", "a star"], control=controlnet.Control(network, hint), **how), base)
+
+
+def test_several_controls_add_up_and_may_end_early(pipe):
+    network, _, hint = steered(pipe)
+    how = {"steps": 4, "seed": 0, "prompt": "a ring"}
+    half = controlnet.Control(network, hint, weight=0.5)
+    whole = controlnet.Control(network, hint)
+    assert torch.allclose(pipe.latents(control=[half, half], **how), pipe.latents(control=whole, **how), atol=1e-4)
+    never = controlnet.Control(network, hint, start=0.5, end=0.6)                       # no step lies wholly within
+    assert torch.equal(pipe.latents(control=never, **how), pipe.latents(**how))
+    calls = []
+    network.register_forward_hook(lambda *_: calls.append(1))
+    pipe.latents(control=controlnet.Control(network, hint, start=0.25, end=0.75), **how)
+    assert len(calls) == 2
+    guessed = pipe.latents(control=controlnet.Control(network, hint, guess=True), **how)
+    assert not torch.allclose(guessed, pipe.latents(control=whole, **how))
+
+
+@pytest.mark.parametrize("change, said", [({"hint": torch.rand(1, 1, 32, 32)}, r"\(1, 1, 32, 32\)"),
+                                          ({"hint": 2 * torch.ones(1, 3, 32, 32)}, "values in"),
+                                          ({"start": 0.8, "end": 0.2}, "0.8"),
+                                          ({"weight": float("nan")}, "nan")])
+def test_a_control_that_cannot_be(pipe, change, said):
+    network, _, hint = steered(pipe)
+    with pytest.raises(CourseError, match=said):
+        controlnet.Control(**{"network": network, "hint": hint} | change)
+
+
+def test_a_control_picture_of_another_size(pipe):
+    network, _, _ = steered(pipe)
+    with pytest.raises(ShapeError, match=r"expected a control picture \(1,3,32,32\)"):
+        pipe.latents("a ring", steps=1, seed=0, control=controlnet.Control(network, torch.rand(1, 3, 16, 16)))

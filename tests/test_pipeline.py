@@ -18,6 +18,105 @@ def test_same_seed_same_picture_whatever_else_is_in_the_batch(pipe):
     assert not torch.allclose(a[1:], pipe.latents("a ring", steps=3, seed=7))
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_seed_for_each_picture(pipe, sampler):
+    batch = pipe.latents(["a red circle", "a ring", "a ring"], steps=3, seed=[9, 4, 9], sampler=sampler)
+    alone = pipe.latents("a ring", steps=3, seed=4, sampler=sampler)
+    assert torch.allclose(batch[1:2], alone, atol=1e-4 * alone.abs().max())          # also the noise that ddpm adds
+    assert not torch.allclose(batch[2], batch[1], atol=0.1)
+    same = pipe.latents(["a red circle"] * 2, steps=3, seed=[7, 7], sampler=sampler)
+    assert torch.allclose(same[0], same[1], atol=1e-4 * same.abs().max())
+    for wrong in ([1, 2], [], (1, 2, 3, 4)):
+        with pytest.raises(UsageError, match=f"one for each prompt, got {len(wrong)}"):
+            pipe.latents(["x"] * 3, steps=1, seed=wrong)
+
+
+def test_the_noise_that_is_added_is_not_the_noise_it_started_from(pipe):
+    from course import parts, samplers
+    drawn = []
+
+    def spy(denoiser, x, timesteps, *, generator, **others):
+        drawn.append((x[0], torch.randn(x[0].shape, generator=generator)))
+        return x
+    with parts.swapped({"samplers.ddpm": spy}):                                      # a student's: one generator, as ever
+        pipe.latents(["a", "b"], steps=2, seed=0, sampler="ddpm")
+    (x, noise), = drawn
+    assert (x * noise).mean().abs() < 0.3 and samplers.ddpm is not spy
+
+
+def test_progress_and_callback_come_after_each_step(pipe):
+    told, seen = [], []
+    pipe.latents("x", steps=4, seed=0, progress=told.append, callback=lambda i, t, x, x0: seen.append((i, t, x.shape, x0.shape)))
+    assert told == [0.25, 0.5, 0.75, 1.0] and [i for i, *_ in seen] == [0, 1, 2, 3]
+    assert seen[0][1] == 999 and {s for *_, x, x0 in seen for s in (x, x0)} == {(1, 4, 8, 8)}
+    told.clear()
+    pipe.latents("x", steps=4, seed=0, image=torch.zeros(1, 3, 32, 32), strength=0.5, progress=told.append)
+    assert told == [0.5, 1.0]
+
+
+def test_guidance_interval_and_rescale_reach_the_denoiser(pipe):
+    from tests.conftest import randomise
+    randomise(pipe.unet), randomise(pipe.text_encoder)
+
+    def draw(**options):
+        return pipe.latents("a red circle", steps=4, seed=0, **{"guidance_scale": 4.0} | options)
+    plain, guided = draw(guidance_scale=1.0), draw()
+    assert torch.allclose(draw(guidance_interval=(0, 999)), guided)
+    assert torch.allclose(draw(guidance_interval=(300, 301)), plain)                 # trailing: 999, 749, 499, 249
+    part = draw(guidance_interval=(400, 800))
+    assert not torch.allclose(part, plain) and not torch.allclose(part, guided)
+    assert not torch.allclose(draw(guidance_rescale=0.7), guided)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(pipe, dtype):
+    exact = pipe.latents("a red circle", steps=4, seed=0)
+    assert pipe.to("cpu", dtype) is pipe
+    assert {p.dtype for m in pipe.modules().values() for p in m.parameters()} == {dtype}
+    rough = pipe.latents("a red circle", steps=4, seed=0)
+    assert rough.dtype == torch.float32                        # the way down from the noise is not rounded
+    assert 0 < (rough - exact).norm() < 0.03 * exact.norm()
+    assert pipe.decode(rough).dtype == pipe.encode_image(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
+    pipe.to("cpu", torch.float32)
+
+
+def test_an_autoencoder_that_overflows_stays_in_float32(pipe, tokens):
+    careful = StableDiffusion(replace(pipe.config, vae_float32=True), tokens).to("cpu", torch.float16)
+    assert {p.dtype for p in careful.vae.parameters()} == {torch.float32}
+    assert {p.dtype for p in careful.unet.parameters()} == {torch.float16}
+    with torch.no_grad():                                      # beyond the 65,504 of float16
+        careful.vae.post_quant_conv.weight.mul_(1e6)
+    assert torch.isfinite(careful.decode(torch.randn(1, 4, 8, 8))).all()
+    assert not torch.isfinite(careful.vae.half().decode(torch.randn(1, 4, 8, 8).half())).all()
+    careful.to("cpu")                                          # without a dtype nothing changes
+    assert next(careful.unet.parameters()).dtype == torch.float16
+
+
+def test_an_image_brings_its_size(pipe):
+    image = torch.zeros(1, 3, 48, 32)
+    assert pipe.generate("x", steps=2, image=image)[0].size == (32, 48)
+    masks = torch.zeros(2, 1, 48, 32)
+    masks[0, ..., :24, :], masks[1, ..., 24:, :] = 1, 1
+    out = pipe.latents(["x", "x"], steps=2, seed=[1, 1], image=image, mask=masks, strength=1.0)
+    known = pipe.encode_image(image)[0]
+    assert torch.equal(out[0, :, 6:], known[:, 6:]) and torch.equal(out[1, :, :6], known[:, :6])
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"height": 64}, "the image is 32 x 32 .height x width., but 64 x 32"),
+    ({"image": torch.zeros(1, 3, 36, 32)}, "multiples of 8, got 36 x 32"),
+    ({"image": torch.zeros(3, 32, 32)}, r"expected an image \(1,3,H,W\)"),
+    ({"image": torch.zeros(3, 3, 32, 32)}, "or 1 of them, got .3, 3, 32, 32"),
+    ({"image": torch.full((1, 3, 32, 32), 200.0)}, r"\[-1, 1\], got 200"),
+    ({"image": torch.full((1, 3, 32, 32), float("nan"))}, "got nan"),
+    ({"mask": torch.zeros(1, 1, 64, 64)}, r"mask \(1,1,32,32\) as large as the image"),
+    ({"mask": torch.zeros(32, 32)}, r"expected a mask"),
+    ({"mask": torch.linspace(0, 1, 32).expand(1, 1, 32, 32)}, "got 0 ... 1, 32 different values")])
+def test_pictures_that_cannot_be_started_from(pipe, arguments, words):
+    with pytest.raises((ShapeError, UsageError), match=words):
+        pipe.latents("x", steps=2, **({"image": torch.zeros(1, 3, 32, 32)} | arguments))
+
+
 def test_pictures_and_sizes(pipe):
     images = pipe.generate("a red circle", steps=2, seed=0, height=48, width=32)
     assert [i.size for i in images] == [(32, 48)]
@@ -120,3 +219,30 @@ def test_damaged_folders_are_explained(pipe, tmp_path):
 def test_to_pil_rounds_and_clips():
     pixels = torch.tensor([-2.0, -1.0, 0.0, 1.0]).view(1, 1, 1, 4).expand(1, 3, 1, 4)
     assert numpy.asarray(to_pil(pixels)[0])[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun"])
+def test_a_part_of_the_way_and_the_rest_are_the_whole(pipe, sampler):
+    how = {"steps": 5, "seed": 0, "sampler": sampler}
+    whole = pipe.latents("a ring", **how)
+    halfway = pipe.latents("a ring", part=(0.0, 0.6), **how)
+    assert not torch.allclose(halfway, whole, atol=0.1)
+    rest = pipe.latents("a ring", part=(0.6, 1.0), begin=halfway, **how)
+    assert torch.allclose(rest, whole, atol=1e-5 * whole.abs().max())
+    told = []
+    pipe.latents("a ring", part=(0.0, 0.6), progress=told.append, **how)
+    assert told == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+@pytest.mark.parametrize("how", [{"part": (0.5, 0.2)}, {"part": (0.5, 1.0)}, {"begin": torch.zeros(1, 4, 8, 8)},
+                                 {"part": (0.0, 1.5)}, {"part": (0.0, 0.5), "image": torch.zeros(1, 3, 32, 32)}])
+def test_parts_that_cannot_be(pipe, how):
+    with pytest.raises(UsageError, match="part must be two shares"):
+        pipe.latents("a ring", steps=2, **how)
+
+
+def test_what_another_model_left_must_fit(pipe):
+    with pytest.raises(ShapeError, match=r"`begin` of shape \(1, 4, 8, 8\), got \(1, 3, 8, 8\)"):
+        pipe.latents("a ring", steps=4, part=(0.5, 1.0), begin=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(UsageError, match="none of the 2 steps"):
+        pipe.latents("a ring", steps=2, part=(0.0, 0.0001))

@@ -1,17 +1,23 @@
 """`course train`, each kind for a second or two: what it leaves behind, and that the next stage can use it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from course import train
+from course import inversion, presets, train
+from course.adapt import control, low_rank
+from course.controlnet import Control
 from course.errors import CheckpointError, UsageError
 from course.pipeline import StableDiffusion
+from course.sdxl import refined
+from course.tokenizer import Tokenizer
 from course.train import Given
-from course.training import recipes, saved
+from course.training import recipes, saved, xl
 from course.training.engine import EngineConfig
+from tests.conftest import TINY, TINY_UNET
 
 SHORT = ["minutes=0.02", "data.pictures=64", "data.size=64", "prompts=4", "loop.batch_size=4"]
 
@@ -118,7 +124,7 @@ def test_going_on_and_misuse(first_stage, tmp_path):
 def test_the_list_and_the_command(capsys):
     train.print_recipes(as_json=True)
     rows = json.loads(capsys.readouterr().out)
-    assert {row["kind"] for row in rows} == set(recipes.RECIPES) and all(row["parameters"] > 1e5 for row in rows)
+    assert {row["kind"] for row in rows} == set(recipes.RECIPES) and all(row["parameters"] > 100 for row in rows)
     from typer.testing import CliRunner
 
     from course.cli import app
@@ -175,3 +181,103 @@ def test_sigterm_ends_the_command_with_exit_code_zero(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "all is kept" in said and "Traceback" not in said
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A tiny pipeline to adapt, which can read long captions, and what to change in a recipe for it."""
+    words = Tokenizer.train(["a small red circle"], num_merges=10, length=120)
+    StableDiffusion(replace(TINY, text=replace(TINY.text, length=120)), words).save(tmp_path / "base")
+    return Given(model=str(tmp_path / "base")), ["data.size=32", "steps=2"]
+
+
+def test_distilling_leaves_a_pipeline_for_each_number_of_steps(small, tmp_path):
+    (given, changes), out = small, tmp_path / "fast"
+    metrics = run("distill", out, [*changes, "loss.rounds=2,1"], preset="scenes64", given=given)
+    assert set(metrics["oracle_by_steps"]) == {"teacher, 25 steps", "teacher, 2 steps", "teacher, 1 step",
+                                               "distilled, 2 steps", "distilled, 1 step"}
+    two, one = StableDiffusion.load(out / "2-steps"), StableDiffusion.load(out)
+    assert (two.config.steps, one.config.steps, one.config.guidance_scale) == (2, 1, 1.0)
+    assert one.generate("a small red ring", steps=1, seed=0)[0].size == (32, 32)
+    again = run("distill", out, [*changes, "loss.rounds=2,1"], preset="scenes64", given=given)
+    assert again["oracle"] == metrics["oracle"]                # all rounds are done: nothing is trained anew
+
+
+def test_something_new_by_low_rank(small, tmp_path):
+    (given, changes), out = small, tmp_path / "heart"
+    metrics = run("lora", out, [*changes, "loss.rank=2", "data.pictures=16"], preset="heart", given=given)
+    assert metrics["trained_parameters"] * 8 == metrics["optimizer_bytes"] and metrics["new_prompts"] == 4
+    assert metrics["old_before"] >= 0 and metrics["new_after"] <= 1
+    pipe = StableDiffusion.load(given.model)
+    plain = pipe.latents("a small red ring", steps=2, seed=0)
+    low_rank.add(pipe, out, "none", 0.0)
+    assert torch.equal(pipe.latents("a small red ring", steps=2, seed=0), plain)
+    low_rank.add(pipe, out, "all")
+    assert not torch.equal(pipe.latents("a small red ring", steps=2, seed=0), plain)
+    with pytest.raises(CheckpointError, match="no such file|nowhere"):
+        low_rank.add(pipe, tmp_path / "nowhere", "more")
+    whole = run("lora", tmp_path / "whole", [*changes, "loss.rank=none", "data.pictures=16", "loss.replay=0"], preset="heart",
+                given=given)
+    assert whole["trained_parameters"] > 5 * metrics["trained_parameters"]
+    assert StableDiffusion.load(tmp_path / "whole").generate("a heart", steps=1, seed=0)[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("kind", ["edges", "segmentation", "depth"])
+def test_a_controlnet(small, tmp_path, kind):
+    (given, changes), out = small, tmp_path / "net"
+    metrics = run("controlnet", out, [*changes, "data.pictures=16", "loss.hint_channels=8,8,16"], preset=kind, given=given)
+    assert metrics["control"] == kind and set(metrics["by_control"]) == {"without", "with"}
+    assert 0 <= metrics["by_control"]["with"]["edge_f"] <= 1 and 0 <= metrics["by_control"]["without"]["iou"] <= 1
+    network, pipe = control.load(out), StableDiffusion.load(given.model)
+    hint = Control(network, torch.rand(1, 3, 32, 32))
+    how = {"prompt": "a small red ring", "steps": 2, "seed": 0}
+    assert not torch.equal(pipe.latents(control=hint, **how), pipe.latents(**how))
+
+
+def test_a_new_word(small, tmp_path):
+    (given, changes), out = small, tmp_path / "word"
+    metrics = run("inversion", out, [*changes, "data.pictures=16", "loss.vectors=2"], preset="ring", given=given)
+    assert metrics["trained_parameters"] == 2 * TINY.text.width and metrics["stands_for"] == "ring"
+    pipe = StableDiffusion.load(given.model)
+    assert inversion.load(pipe, out / "model" / "learned_embeds.safetensors") == "<thing>"
+    assert len(pipe.tokenizer.encode("<thing>")) == 2
+    with pytest.raises(UsageError, match="data.shape"):
+        run("inversion", tmp_path / "none", [*changes, "data.pictures=16", "data.shape=none"], preset="ring", given=given)
+
+
+def test_sdxl_in_small_and_its_refiner(small, tmp_path, monkeypatch):
+    unet = replace(TINY_UNET, added_dim=8 + 6 * 8, size_embedding_dim=8, context_dim=16 + 32)
+    first = replace(TINY.text, length=120)
+    second = replace(first, width=32, skip=1, projection=8)
+    base = replace(TINY, unet=unet, text=first, text_2=second, zero_empty_prompt=True)
+    refiner = replace(base, unet=replace(unet, added_dim=8 + 5 * 8, context_dim=32), text=second, text_2=None)
+    monkeypatch.setitem(presets.PIPELINES, "scenes64-xl", base)
+    monkeypatch.setitem(presets.PIPELINES, "scenes64-xl-refiner", refiner)
+    given, changes = small
+    metrics = run("xl", tmp_path / "large", [*changes, "data.pictures=16"], preset="base", given=given)
+    assert set(metrics["by_original"]) == {16, 24, 32, 48} and set(metrics["by_crop"]) == {"0,0", "0,16", "16,0", "16,16"}
+    pipe = StableDiffusion.load(tmp_path / "large")
+    large, small_one = (pipe.latents("a ring", steps=2, seed=0, sizes={"original": (s, s)}) for s in (32, 16))
+    assert not torch.equal(large, small_one) and pipe.text_encoder_2.config.eos_id == pipe.tokenizer_2.end_id
+    later = Given(model=str(tmp_path / "large"))
+    metrics = run("xl", tmp_path / "refiner", [*changes, "data.pictures=16"], preset="refiner", given=later)
+    assert set(metrics["by_way"]) == {"base", "base and refiner", "real"}
+    second = StableDiffusion.load(tmp_path / "refiner")
+    assert all(torch.equal(a, b) for a, b in zip(second.text_encoder.parameters(), pipe.text_encoder_2.parameters(), strict=True))
+    x0 = refined(pipe, second, ["a ring", "a star"], steps=5, seed=0)
+    assert x0.shape == (2, 4, 8, 8) and not torch.equal(x0, pipe.latents(["a ring", "a star"], steps=5, seed=0))
+    with pytest.raises(UsageError, match="name the base with --model"):
+        run("xl", tmp_path / "lonely", [*changes, "data.pictures=16"], preset="refiner", given=given)
+
+
+def test_what_makes_a_picture_small_or_cropped_is_written_down():
+    pictures = torch.randint(0, 256, (64, 3, 64, 64), dtype=torch.uint8)
+    spoilt, numbers = xl.spoilt(pictures, xl.XLLoss())
+    small, cropped = numbers[:, 0] < 64, numbers[:, 2:4].any(1)
+    assert 0.2 < small.float().mean() < 0.6 and 0.2 < cropped.float().mean() < 0.6 and (numbers[:, 4:] == 64).all()
+    untouched = ~small & ~cropped
+    assert torch.equal(spoilt[untouched], pictures[untouched]) and numbers[untouched][0].tolist() == [64, 64, 0, 0, 64, 64]
+    energy = spoilt.float().diff(dim=3).square().mean((1, 2, 3))
+    assert energy[small].max() < energy[untouched].min() / 2                            # enlarged: no fine detail is left
+    with pytest.raises(UsageError, match="must lie in 0 ... 1, got 2"):
+        xl.XLLoss(small=2)

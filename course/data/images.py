@@ -100,12 +100,16 @@ def collect(name: str, found: Iterable[Sample], size: int, limit: int | None = N
 
 def square(image: Image.Image, size: int) -> Tensor:
     """The middle square, scaled to (3,size,size) uint8; what is transparent becomes white."""
-    image = ImageOps.exif_transpose(image)
+    image = ImageOps.fit(opaque(ImageOps.exif_transpose(image)), (size, size), Image.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """RGB on white."""
     if image.mode in ("RGBA", "LA", "P", "PA"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = ImageOps.fit(image.convert("RGB"), (size, size), Image.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return image.convert("RGB")
 
 
 # ---- sources

@@ -111,13 +111,20 @@ def _backgrounds(rgb: Tensor) -> tuple[Tensor, Tensor]:
     return distance.argmin(1), distance.min(1).values
 
 
+@torch.no_grad()
+def from_background(images: Tensor) -> Tensor:
+    """How far each colour is from the background's, 0 ... sqrt(3); pictures (B,3,H,W) in [-1,1] -> (B,H,W)."""
+    rgb = (images.float().cpu().clamp(-1, 1) + 1) / 2
+    return _length(rgb - drawing.background_palette()[_backgrounds(rgb)[0]][:, :, None, None])
+
+
 def _pieces(rgb: Tensor, ground: Tensor) -> Tensor:
     """Connected pieces that differ from the background, largest first; (B,MOST,H,W) bool, empty masks where fewer."""
     B, _, H, W = rgb.shape
     window = torch.tensor([1.0, 2.0, 1.0])
     window = (window[:, None] * window / 16).expand(3, 1, 3, 3)
     smooth = F.conv2d(F.pad(rgb, (1, 1, 1, 1), mode="replicate"), window, groups=3)      # noise is not an object
-    different = ((smooth - ground[:, :, None, None]).norm(dim=1) > 0.15)                # (B,H,W)
+    different = _length(smooth - ground[:, :, None, None]) > 0.15                       # (B,H,W)
     # every pixel starts with a number of its own; the largest number floods each connected piece
     labels = torch.arange(1, H * W + 1, dtype=torch.float32).view(1, H, W) * different   # (B,H,W)
     while True:
@@ -213,15 +220,20 @@ def _shrink(pictures: Tensor) -> Tensor:
     return pictures if pictures.shape[-1] <= 32 else F.interpolate(pictures, size=32, mode="area")
 
 
+def _length(colors: Tensor) -> Tensor:
+    """(n,3,H,W) -> (n,H,W); what `norm(dim=1)` says, in a tenth of its time."""
+    return colors.square().sum(1).sqrt()
+
+
 def _colors(rgb: Tensor, ground: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The colour whose two tones are nearest to each piece, edges counting little, and how near; (n,), (n,)."""
-    off = (rgb - ground).norm(dim=1) * mask                                             # (n,H,W)
+    off = _length(rgb - ground) * mask                                             # (n,H,W)
     weight = (off / off.flatten(1).max(1).values.clamp(min=1e-6)[:, None, None]) ** 4
     weight = weight / weight.sum((1, 2), keepdim=True)
     errors = []
     for dark in drawing.palette():
         light = dark + drawing.LIGHT * (1 - dark)
-        tones = [(rgb - tone[None, :, None, None]).norm(dim=1) for tone in (dark, light)]
+        tones = [_length(rgb - tone[None, :, None, None]) for tone in (dark, light)]
         errors.append((weight * torch.minimum(*tones)).sum((1, 2)))
     errors = torch.stack(errors, 1)                                                     # (n,colours)
     return errors.argmin(1), errors.min(1).values
@@ -266,6 +278,28 @@ def score(reading: Reading, scene: Scene) -> dict[str, bool]:
     where = "position" if len(wanted) == 1 else "relation"
     result["all"] = all(result[k] for k in ("count", "shape", "color", "size", where, "background"))
     return result
+
+
+def heeds(reading: Reading, asked: dict) -> dict[str, bool]:
+    """What of a prompt (`captions.parse`) the picture shows: shape, color, size, place, background, count, all.
+
+    What the prompt leaves open holds. Read objects are assigned to wanted ones as suits the prompt best; place is both where
+    an object sits and how the first lies to the others.
+    """
+    wanted, seen = asked["objects"], reading.objects
+
+    def shown(order) -> dict[str, bool]:
+        pairs = list(zip(wanted, order, strict=True))
+        result = {k: all(w[k] in (None, getattr(s, k)) for w, s in pairs) for k in ("shape", "color", "size")}
+        related = all(relation(order[0], s) == r for s, r in zip(order[1:], asked["relations"], strict=False))
+        result["place"] = related and all(w["position"] in (None, s.position) for w, s in pairs)
+        return result
+
+    orders = map(shown, permutations(seen, len(wanted)))                                # none where too few were read
+    best = max(orders, key=lambda r: sum(r.values()), default=dict.fromkeys(("shape", "color", "size", "place"), False))
+    best["background"] = asked["background"] in (None, reading.background)
+    best["count"] = len(wanted) == len(seen)
+    return best | {"all": all(best.values())}
 
 
 def rates(images: Tensor, scenes: list[Scene]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from course import published, samplers, schedule
+from course import lora, published, samplers, schedule
 from course.errors import UsageError
 from course.evaluation import parity_pipelines
 from course.evaluation.parity_pipelines import randomised
@@ -157,6 +157,49 @@ def _controlnet() -> list[tuple[Tensor, Tensor]]:
 
 # ---- schedules and samplers
 
+def _lora(dialect: str):
+    """The same file beside their network, injected by peft, and beside ours."""
+    def compare() -> list[tuple[Tensor, Tensor]]:
+        from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+        from peft import LoraConfig, get_peft_model_state_dict
+        from safetensors.torch import save_file
+        from transformers import CLIPTextConfig, CLIPTextModel
+        unet = randomised(UNet2DConditionModel(cross_attention_dim=24, **SD))
+        words = randomised(CLIPTextModel(CLIPTextConfig(vocab_size=99, hidden_size=24, intermediate_size=96, num_hidden_layers=2,
+                                                        num_attention_heads=2, max_position_embeddings=7)))
+        ours = {"unet": _reload(unet, published.load_unet), "text_encoder": _reload(words, published.load_text_encoder)}
+        alpha = 6.0 if dialect == "kohya" else 3.0             # the other two keep it elsewhere than in the file, if not at r
+        for network, names in ((unet, ["to_q", "to_v", "to_out.0", "conv1"]), (words, ["q_proj", "fc1"])):
+            network.add_adapter(LoraConfig(r=3, lora_alpha=alpha, target_modules=names, init_lora_weights=False))
+        theirs = {"unet": get_peft_model_state_dict(unet), "text_encoder": get_peft_model_state_dict(words)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pytorch_lora_weights.safetensors"
+            if dialect == "diffusers":
+                StableDiffusionPipeline.save_lora_weights(folder, theirs["unet"], theirs["text_encoder"])
+            elif dialect == "PEFT":
+                save_file({f"{part}.base_model.model.{name}": tensor.contiguous()
+                           for part, tensors in theirs.items() for name, tensor in tensors.items()}, path)
+            else:
+                save_file(_kohya(theirs, alpha), path)
+            lora.load(ours, path)
+        ids, x, t = torch.randint(0, 99, (2, 7)), torch.randn(2, 4, 16, 16), torch.tensor([3, 977])
+        context = words(ids).last_hidden_state
+        return [(ours["text_encoder"](ids), context), (ours["unet"](x, t, context), unet(x, t, context).sample)]
+    return compare
+
+
+def _kohya(tensors: dict[str, dict[str, Tensor]], alpha: float) -> dict[str, Tensor]:
+    """peft's names -> kohya's: underscores for dots, and an alpha beside each pair."""
+    written = {}
+    for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_text_model_")):
+        for name, tensor in tensors[part].items():
+            path, _, which = name.removeprefix("text_model.").removesuffix(".weight").rpartition(".lora_")
+            stem = prefix + path.replace(".", "_")
+            written |= {f"{stem}.lora_{'down' if which == 'A' else 'up'}.weight": tensor.contiguous(),
+                        f"{stem}.alpha": torch.tensor(alpha)}
+    return written
+
+
 def _schedule(zero_snr: bool):
     def compare() -> list[tuple[Tensor, Tensor]]:
         from diffusers import DDIMScheduler
@@ -212,6 +255,9 @@ CASES = {
     "text encoder, OpenCLIP H": ("transformers.CLIPTextModel", _text("gelu", False), NETWORK),
     "text encoder, OpenCLIP bigG": ("transformers.CLIPTextModelWithProjection", _text("gelu", True), NETWORK),
     "ControlNet": ("diffusers.ControlNetModel", _controlnet, NETWORK),
+    "LoRA, kohya": ("peft in diffusers", _lora("kohya"), NETWORK),
+    "LoRA, PEFT": ("peft in diffusers", _lora("PEFT"), NETWORK),
+    "LoRA, diffusers": ("peft in diffusers", _lora("diffusers"), NETWORK),
     "schedule, scaled linear": ("diffusers.DDIMScheduler", _schedule(False), SAMPLER),
     "schedule, zero terminal SNR": ("diffusers.DDIMScheduler", _schedule(True), SAMPLER),
     "ddpm, eps": ("diffusers.DDPMScheduler", _sampler("ddpm", "DDPMScheduler", "eps"), SAMPLER),

@@ -12,8 +12,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from course import published
 from course import tokenizer as bpe
+from course.controlnet import Control
 from course.pipeline import StableDiffusion
+from course.sdxl import refined
 
 # by keyword: diffusers forgets positional arguments when one scheduler is made from another's config
 NOISE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -115,6 +118,34 @@ def sdxl(folder: Path):
     return pipe, StableDiffusion.load(folder / "xl")
 
 
+def refiner(folder: Path):
+    """The second encoder alone, and an aesthetic score in place of the target's size."""
+    import diffusers
+    second, tokens = tokenizer(folder / "t3", pad="!")
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=vae(), text_encoder=None, text_encoder_2=text_encoder(tokens, 48, projected=True), tokenizer=None, tokenizer_2=second,
+        add_watermarker=False, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False,
+        scheduler=diffusers.EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
+        unet=unet(cross_attention_dim=48, use_linear_projection=True, addition_embed_type="text_time",
+                  addition_time_embed_dim=256, projection_class_embeddings_input_dim=24 + 5 * 256))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder / "refiner")
+    write_vocabulary(folder / "refiner" / "tokenizer_2", tokens)
+    return pipe, StableDiffusion.load(folder / "refiner")
+
+
+def controlnets(pipe, folder: Path, count: int) -> tuple[list, list]:
+    """(theirs, ours) for the U-Net of `pipe`, with weights of their own."""
+    import diffusers
+    theirs, ours = [], []
+    for i in range(count):
+        net = diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
+        theirs.append(randomised(net, 0.05 + 0.02 * i))
+        net.save_pretrained(folder / f"c{i}")
+        ours.append(published.load_controlnet(folder / f"c{i}"))
+    return theirs, ours
+
+
 def same_noise(kind: str, seed: int):
     """Let diffusers' image pipelines draw the noise that ours draws."""
     module = importlib.import_module(f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{kind}")
@@ -177,6 +208,37 @@ def sdxl_text_to_image():
     return _pair(ours, theirs, PROMPTS, steps=5, guidance_scale=3.0, seed=0, sampler="euler")
 
 
+def sdxl_refined():
+    """Base for 60 % of the way, then the refiner."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipe, ours = sdxl(Path(folder))
+        second, our_second = refiner(Path(folder))
+    how = dict(num_inference_steps=10, guidance_scale=3.0)
+    halfway = pipe(PROMPTS, denoising_end=0.6, latents=noise(), output_type="latent", **how).images
+    expected = second(PROMPTS, image=halfway, denoising_start=0.6, output_type="pt", **how).images
+    x0 = refined(ours, our_second, PROMPTS, 0.6, steps=10, guidance_scale=3.0, seed=0, sampler="euler")
+    return [((our_second.decode(x0) + 1) / 2, expected)]
+
+
+def multi_controlnet(guess: bool):
+    """Two ControlNets of different weights, one of them for the first part of the way only."""
+    def compare():
+        import diffusers
+        with tempfile.TemporaryDirectory() as folder:
+            pipe, ours = stable_diffusion(Path(folder))
+            theirs, nets = controlnets(pipe, Path(folder), 2)
+        hints = [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+        steered = diffusers.StableDiffusionControlNetPipeline(
+            **pipe.components, controlnet=diffusers.MultiControlNetModel(theirs), requires_safety_checker=False)
+        steered.set_progress_bar_config(disable=True)
+        how = dict(num_inference_steps=6, guidance_scale=3.0)
+        expected = steered(PROMPTS[0], image=hints, controlnet_conditioning_scale=[0.7, 0.4], control_guidance_start=[0.0, 0.0],
+                           control_guidance_end=[1.0, 0.5], guess_mode=guess, latents=noise()[:1], output_type="pt", **how).images
+        controls = [Control(nets[0], hints[0], 0.7, guess=guess), Control(nets[1], hints[1], 0.4, end=0.5, guess=guess)]
+        return _pair(ours, expected, PROMPTS[0], steps=6, guidance_scale=3.0, seed=0, control=controls)
+    return compare
+
+
 CASES = {
     "pipeline, text to image": ("diffusers.StableDiffusionPipeline", text_to_image("epsilon"), PIXEL),
     "pipeline, text to image, v": ("diffusers.StableDiffusionPipeline", text_to_image("v_prediction"), PIXEL),
@@ -184,4 +246,7 @@ CASES = {
     "pipeline, inpainting": ("diffusers.StableDiffusionInpaintPipeline", inpainting(4, 0.8), PIXEL),
     "pipeline, inpainting, 9 channels": ("diffusers.StableDiffusionInpaintPipeline", inpainting(9, 1.0), PIXEL),
     "pipeline, SDXL": ("diffusers.StableDiffusionXLPipeline", sdxl_text_to_image, PIXEL),
+    "pipeline, SDXL base and refiner": ("diffusers.StableDiffusionXLImg2ImgPipeline", sdxl_refined, PIXEL),
+    "pipeline, two ControlNets": ("diffusers.StableDiffusionControlNetPipeline", multi_controlnet(False), PIXEL),
+    "pipeline, two ControlNets, guess": ("diffusers.StableDiffusionControlNetPipeline", multi_controlnet(True), PIXEL),
 }

@@ -86,7 +86,7 @@ def write(path: Path, metrics: dict, pictures: dict[str, Path], image_size: int)
             if key != "decode_ms_per_image" else (title, form.format(m["latent"][key]), "–", "–")    # pixels need none
             for title, key, form in rows]
     html = Environment(autoescape=True).from_string(PAGE).render(
-        m=metrics, style=STYLE, oracle=oracle, cost=cost, keys=KEYS, size=image_size, **_inline(pictures))
+        m=metrics, style=STYLE, oracle=oracle, cost=cost, keys=KEYS, size=image_size, **inline(pictures))
     files.write_bytes(path, html.encode())
 
 
@@ -119,7 +119,7 @@ def write_run(path: Path, recipe: dict, metrics: dict, pictures: dict[str, Path]
     told = {k: v for k, v in metrics.items() if k not in said}
     html = Environment(autoescape=True).from_string(RUN_PAGE).render(
         r=recipe, m=metrics, style=STYLE, figures=[(k, _short(v)) for k, v in _flat(told)],
-        settings=[(k, _short(v)) for k, v in _flat(recipe)], **_inline(pictures))
+        settings=[(k, _short(v)) for k, v in _flat(recipe)], **inline(pictures))
     files.write_bytes(path, html.encode())
 
 
@@ -135,7 +135,7 @@ def _short(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _inline(pictures: dict[str, Path]) -> dict[str, str]:
+def inline(pictures: dict[str, Path]) -> dict[str, str]:
     return {name: "data:image/png;base64," + base64.b64encode(p.read_bytes()).decode() for name, p in pictures.items()}
 
 

@@ -59,7 +59,7 @@ def read(source: str | Path, modules: dict[str, nn.Module]) -> dict[str, dict[st
         raise CheckpointError(f"{source} does not fit {', '.join(modules)}: no module for {shown or 'anything in it'}")
     out: dict[str, dict[str, LoRAWeights]] = {}
     for (part, path), pair in found.items():
-        out.setdefault(part, {})[path] = _checked(f"{part}.{path}", pair, modules[part].get_submodule(path))
+        out.setdefault(part, {})[path] = _checked(f"{source}: {part}.{path}", pair, modules[part].get_submodule(path))
     return out
 
 
@@ -82,8 +82,10 @@ def _places(modules: dict[str, nn.Module]) -> dict[str, tuple[str, str]]:
             if not (hasattr(module, "weight") and module.weight is not None and module.weight.ndim in (2, 4)):
                 continue
             here = (part, path)
-            places[f"{part}.{path}"] = places[f"base_model.model.{path}"] = here
-            places[f"{part}.base_model.model.{path}"] = here
+            # transformers 5 has no text_model above its encoder any more, and neither have the files it writes
+            for written in {path, path.removeprefix("text_model.")}:
+                places[f"{part}.{written}"] = places[f"base_model.model.{written}"] = here
+                places[f"{part}.base_model.model.{written}"] = here
             if part == "unet":                                 # old diffusers hung its matrices on a "processor"
                 old = re.sub(r"\.(attn[12])\.(to_q|to_k|to_v|to_out)(\.0)?$", r".\1.processor.\2", path)
                 places[f"unet.{old}"] = places[old] = here

@@ -42,6 +42,7 @@ def _folder(folder: Path, tokenizer_source) -> dict:
         denoiser.config, autoencoder.config, encoders[0].config, image_size=side * autoencoder.config.factor,
         guidance_scale=GUIDANCE[kind], text_2=encoders[1].config if len(encoders) > 1 else None,
         zero_empty_prompt=xl and index.get("force_zeros_for_empty_prompt", True),
+        vae_float32=xl and has("vae") and configs.read(folder / "vae" / "config.json").get("force_upcast", True),
         **configs.schedule_options(configs.read(folder / "scheduler" / "scheduler_config.json")))
     return _parts(config, denoiser, autoencoder, encoders, tokens, f"{kind}, a folder that diffusers saved")
 
@@ -67,7 +68,7 @@ def _file(path: Path, tokenizer_source) -> dict:
         replace(schedule, final_alpha_cumprod=float(schedule.build().alphas_cumprod[0])),
         image_size={"sd21": 768, "sdxl-base": 1024, "sdxl-refiner": 1024}.get(preset, 512),
         predict="v" if preset == "sd21" else "eps", guidance_scale=5.0 if xl else 7.5,
-        text_2=encoders[1].config if len(encoders) > 1 else None, zero_empty_prompt=preset == "sdxl-base")
+        text_2=encoders[1].config if len(encoders) > 1 else None, zero_empty_prompt=preset == "sdxl-base", vae_float32=xl)
     averaged = ", the running average of its weights" if any(n.startswith("model_ema.") for n in tensors) else ""
     return _parts(config, denoiser, autoencoder, encoders, tokens, f"{preset}, a single file in CompVis' names{averaged}")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from course.data import Scenes, oracle
+from course.data.captions import parse
 from course.data.vocabulary import BACKGROUNDS, COLORS, Object, Scene
 from course.errors import ShapeError, UsageError
 
@@ -110,6 +111,36 @@ def test_background_count_and_relation_are_charged():
     assert not result["relation"] and not result["all"]
     bound = oracle.score(oracle.Reading((replace(seen, color="blue"), replace(star, color="red")), "pink"), two)
     assert not bound["color"] and not bound["all"]                                      # colours on the wrong objects
+
+
+def test_a_prompt_is_scored_as_its_scene_is():
+    data = Scenes(64, "test", objects=(1, 3), textures=("plain",), degraded=0)
+    scenes, words = data.scenes(range(40)), data.captions(range(40), full=True)
+    readings, agreed = oracle.read(data.images(range(40), scenes)), 0
+    for i in range(40):
+        for j in (i, (i + 1) % 40):                            # its own caption, and another's
+            heeded, scored = oracle.heeds(readings[i], parse(words[j])), oracle.score(readings[i], scenes[j])
+            assert heeded["count"] == scored["count"] and heeded["background"] == scored["background"]
+            assert heeded["all"] == scored["all"], words[j]
+            agreed += heeded["all"]
+    assert agreed == 40
+
+
+@pytest.mark.parametrize("prompt, wrong", [
+    ("a large red circle left of a small blue star", set()), ("a circle and a star", set()),
+    ("a small blue star right of a large red circle on a white background", set()),
+    ("a green circle left of a blue star", {"color"}), ("a red star left of a blue circle", {"shape"}),
+    ("a small red circle left of a small blue star", {"size"}),
+    ("a blue star left of a red circle", {"place"}), ("a red circle", {"count"}), ("a red ring and a star", {"shape"}),
+    ("a red circle and a blue star on a pink background", {"background"})])
+def test_what_a_prompt_leaves_open_holds(prompt, wrong):
+    scene = Scene((Object("circle", "red", "large", "plain", "left", 0.3, 0.5, 0.2),
+                   Object("star", "blue", "small", "plain", "right", 0.75, 0.5, 0.13)), "white")
+    reading, = oracle.read(Scenes(64).images([0], [scene]))
+    heeded = oracle.heeds(reading, parse(prompt))
+    assert {k for k, held in heeded.items() if not held} - {"all"} == wrong and heeded["all"] == (not wrong)
+    nothing = oracle.heeds(replace(reading, objects=()), parse(prompt))
+    assert not any(nothing[k] for k in ("shape", "color", "size", "place", "count", "all"))
 
 
 def test_misuse():

@@ -222,7 +222,7 @@ def test_a_whole_single_file(kind, tmp_path, monkeypatch):
         second = {"tokens_2": padded, "text_encoder_2": text_2}
     save_file({n: t.contiguous().clone() for n, t in tensors.items()}, tmp_path / "model.safetensors")
     found = StableDiffusion.load(tmp_path / "model.safetensors", tokenizer_source=tmp_path / "merges.txt")
-    assert kind in found.origin
+    assert kind in found.origin and found.config.vae_float32 == xl
     made = StableDiffusion(found.config, words, unet, text, vae, **second)
     a, b = (p.latents(["a red circle", "a ring"], steps=2, seed=0, height=16, width=16) for p in (found, made))
     assert torch.equal(a, b) and torch.isfinite(a).all()

@@ -27,6 +27,11 @@ def test_text_to_image(tmp_path, predict):
     pipe, ours = small.stable_diffusion(tmp_path, prediction_type=predict)
     theirs = pipe(PROMPTS, negative_prompt=[NEGATIVE] * 2, num_inference_steps=6, guidance_scale=3.0, latents=noise()).images
     same(ours.generate(PROMPTS, NEGATIVE, steps=6, guidance_scale=3.0, seed=0), theirs)
+    assert not ours.config.vae_float32
+    # rescaling is of what the network says, eps or v
+    theirs = pipe(PROMPTS, num_inference_steps=4, guidance_scale=8.0, guidance_rescale=0.7, latents=noise()).images
+    same(ours.generate(PROMPTS, steps=4, guidance_scale=8.0, guidance_rescale=0.7, seed=0), theirs)
+    theirs = pipe(PROMPTS, negative_prompt=[NEGATIVE] * 2, num_inference_steps=6, guidance_scale=3.0, latents=noise()).images
     # saved in our format and opened again it is still the same
     ours.save(tmp_path / "ours")
     same(StableDiffusion.load(tmp_path / "ours").generate(PROMPTS, NEGATIVE, steps=6, guidance_scale=3.0, seed=0), theirs)
@@ -53,6 +58,7 @@ def test_sdxl(tmp_path, negative):
     pipe, ours = small.sdxl(tmp_path)
     assert "StableDiffusionXLPipeline" in ours.origin
     assert ours.tokenizer.pad != ours.tokenizer_2.pad == "!" and ours.config.zero_empty_prompt
+    assert pipe.vae.config.force_upcast and ours.config.vae_float32
     theirs = pipe(PROMPTS, negative_prompt=[negative] * 2 if negative else None, num_inference_steps=5, guidance_scale=3.0,
                   latents=noise()).images
     same(ours.generate(PROMPTS, negative, steps=5, guidance_scale=3.0, seed=0, sampler="euler"), theirs)

@@ -1,0 +1,143 @@
+"""`course bench`: every figure that the course gives of itself, by one command each, with --json."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from course.errors import UsageError
+from course.options import Device, Json
+
+app = typer.Typer(no_args_is_help=True, help="Measure: against other libraries, and what the models can do.")
+
+
+@app.command()
+def parity(only: Annotated[str | None, typer.Option(help="Only what has this in its name.")] = None,
+           as_json: Json = False) -> None:
+    """Compare every network, schedule and sampler with diffusers and transformers on the same random weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course.evaluation import parity as comparison
+    rows = comparison.run(only)
+    if as_json:
+        print(json.dumps([{"name": r.name, "reference": r.reference, "max_abs_error": r.max_abs_error,
+                           "relative_error": r.relative_error, "allowed": r.allowed, "passed": r.passed} for r in rows]))
+    else:
+        table = Table()
+        for column in ("", "reference", "max abs error", "relative", "allowed", "verdict"):
+            table.add_column(column)
+        for r in rows:
+            table.add_row(r.name, r.reference, f"{r.max_abs_error:.1e}", f"{r.relative_error:.1e}", f"{r.allowed:.0e}",
+                          "equal" if r.passed else "DIFFERS")
+        Console().print(table)
+    raise typer.Exit(0 if all(r.passed for r in rows) else 1)
+
+
+@app.command()
+def prompts(model: Annotated[str, typer.Option(help="Run or pipeline folder, or a shipped model's name.")] = "scenes64",
+            count: Annotated[int, typer.Option(help="Unseen prompts; a quarter as many with pairs held out of training.")] = 1024,
+            objects: Annotated[int, typer.Option(help="Prompts name 1 ... this many objects.")] = 3,
+            steps: int = 25, guidance: float | None = None, sampler: str = "ddim", seed: int = 0, device: Device = "auto",
+            as_json: Json = False) -> None:
+    """Draw unseen prompts of Scenes and let the oracle say how many came out right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course.device import choose
+    from course.evaluation import fidelity
+    from course.pipeline import StableDiffusion
+    from course.training.progress import Progress
+    if count < 8 or not 1 <= objects <= 3:
+        raise UsageError(f"count must be at least 8 and objects in 1 ... 3, got {count} and {objects}")
+    pipe = StableDiffusion.load(model, choose(device))
+    with Progress(f"{count} prompts", as_json) as progress:
+        rows, _ = fidelity.measure(pipe, count, (1, objects), steps=steps, guidance_scale=guidance, sampler=sampler, seed=seed,
+                                   progress=progress.update)
+    if as_json:
+        print(json.dumps({"model": pipe.origin, "steps": steps, "sampler": sampler, "seed": seed, "rows": rows}))
+        return
+    keys = ("count", "shape", "color", "size", "position", "relation", "background", "all")
+    table = Table(title=pipe.origin, title_justify="left")
+    for column in ("split", "objects", "prompts", *keys):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for row in rows:
+        unasked = "relation" if row["objects"] == 1 else "position"
+        figures = ("–" if key == unasked else f"{100 * row[key]:.1f} %" for key in keys)
+        table.add_row(row["split"], str(row["objects"]), str(row["prompts"]), *figures)
+    Console().print(table)
+
+
+@app.command()
+def control(network: Annotated[str, typer.Argument(help="One that comes with the course, or a run's folder.")] = "scenes64-edges",
+            kind: Annotated[str, typer.Option(help="What it reads: edges, segmentation or depth.")] = "edges",
+            model: Annotated[str, typer.Option(help="Run or pipeline folder, or a shipped model's name.")] = "scenes64",
+            count: Annotated[int, typer.Option(help="Unseen scenes.")] = 256,
+            weight: float = 1.0, steps: int = 25, seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """Draw unseen scenes with and without a ControlNet, and compare the edges found in the pictures with the exact ones."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course.adapt import control as adapted
+    from course.data import hints
+    from course.device import choose
+    from course.evaluation import steering
+    from course.pipeline import StableDiffusion
+    from course.training.progress import Progress
+    if count < 8 or kind not in hints.KINDS:
+        raise UsageError(f"count must be at least 8 and kind one of {', '.join(hints.KINDS)}, got {count} and {kind!r}")
+    pipe, net = StableDiffusion.load(model, choose(device)), adapted.load(network)
+    with Progress(f"{count} scenes, four times", as_json) as progress:
+        rows = steering.measure(pipe, net.to(pipe.device), kind, count, steps=steps, seed=seed, weight=weight,
+                                progress=progress.update)
+    if as_json:
+        print(json.dumps({"model": pipe.origin, "network": network, "kind": kind, "weight": weight, "steps": steps, "seed": seed,
+                          "count": count, "rows": rows}))
+        return
+    table = Table(title=f"{network} on {pipe.origin}, {count} scenes", title_justify="left")
+    for column in ("pictures", "prompts", "edges, F at 1 pixel", "silhouettes, IoU", *steering.KEYS[2:]):
+        table.add_column(column, justify="left" if column in ("pictures", "prompts") else "right")
+    for row in rows:
+        table.add_row(row["pictures"], row["prompts"] or "", f"{row['edge_f']:.3f}", f"{row['iou']:.3f}",
+                      *(f"{100 * row[key]:.1f} %" for key in steering.KEYS[2:]))
+    Console().print(table)
+
+
+@app.command()
+def lora(preset: Annotated[str, typer.Option(help="The recipe of `course train lora`.")] = "heart",
+         ranks: Annotated[str, typer.Option(help="Ranks; `full` is full fine-tuning.")] = "1,2,4,8,16,full",
+         steps: Annotated[int, typer.Option(help="Of training, each: as many pictures for all.")] = 500,
+         out: Annotated[Path, typer.Option(help="A folder for the runs; what is finished there is not run again.")] = Path(
+             "runs/lora-ranks"), model: Annotated[str, typer.Option(help="What to adapt: shipped, or a run.")] = "scenes64",
+         device: Device = "auto", as_json: Json = False) -> None:
+    """Train the same concept at several ranks and in full: parameters, optimizer memory, what is learned, what is forgotten."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course import files, train
+    from course.device import choose
+    from course.training import recipes
+    from course.training.engine import EngineConfig
+    rows = []
+    for rank in ranks.split(","):
+        change = ["loss.rank=none", "loop.lr=1e-3"] if rank == "full" else [f"loss.rank={rank}"]
+        recipe, folder = recipes.find("lora", preset, [*change, f"steps={steps}"]), out / f"rank-{rank}"
+        done = folder / "metrics.json"
+        metrics = (json.loads(done.read_text("utf-8")) if done.is_file() else
+                   train.run(recipe, folder, EngineConfig(choose(device)), given=train.Given(model=model), quiet=as_json))
+        rows.append({"rank": rank} | {key: metrics[key] for key in (
+            "trained_parameters", "optimizer_bytes", "new_before", "new_after", "old_before", "old_after", "new_prompts",
+            "images_seen", "seconds", "commit", "device")})
+    files.write_json(out / "ranks.json", {"preset": preset, "steps": steps, "rows": rows})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table(title=f"{preset}, {steps} steps each", title_justify="left")
+    for column in ("rank", "trained", "Adam's memory", "new, before", "new, after", "old, before", "old, after", "minutes"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["rank"], f"{row['trained_parameters']:,}", f"{row['optimizer_bytes'] / 1e6:.2f} MB",
+                      *(f"{100 * row[key]:.1f} %" for key in ("new_before", "new_after", "old_before", "old_after")),
+                      f"{row['seconds'] / 60:.1f}")
+    Console().print(table)

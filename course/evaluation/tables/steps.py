@@ -1,0 +1,97 @@
+"""C: quality against time, by sampler and number of steps, latents beside pixels (Rombach et al. 2022, figure 7)."""
+
+import statistics
+import time
+from pathlib import Path
+
+from course.evaluation import features, figures
+from course.evaluation.tables import drawn
+from course.evaluation.tables.guidance import JUDGED
+from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Column, Scale, Table, Work
+from course.pipeline import StableDiffusion
+
+PLAN = {"latent": [("ddim", n) for n in (5, 10, 20, 50, 100)] + [(s, n) for s in ("ddpm", "euler", "heun", "dpmpp_2m", "unipc")
+                                                                  for n in (5, 10, 20)],
+        "pixel": [("ddim", n) for n in (5, 10, 20, 50)]}
+QUICK = {"latent": [("ddim", 1), ("heun", 1)], "pixel": [("ddim", 1)]}
+MODELS = {"latent": "scenes64", "pixel": "scenes64-pixel"}
+
+
+def measure(work: Work) -> list[dict]:
+    quick = work.scale.name == "quick"
+    extractor = features.random() if quick else features.course(device=work.device)
+    work.extractor = extractor.sha256
+    judge = drawn.Judge(64, work.scale.pictures, (1, 3), extractor)
+    plan = [(arm, *point) for arm, points in (QUICK if quick else PLAN).items() for point in points]
+    loaded, rows = {}, [work.once("real", lambda: {"arm": "the pictures themselves"} | judge.says(judge.own))]
+    cost = sum((1 if arm == "latent" else 8) * steps * (2 if sampler == "heun" else 1) for arm, sampler, steps in plan)
+    done = 0.0
+    for arm, sampler, steps in plan:
+        share = (1 if arm == "latent" else 8) * steps * (2 if sampler == "heun" else 1) / cost
+
+        def compute(arm: str = arm, sampler: str = sampler, steps: int = steps, done: float = done, share: float = share) -> dict:
+            pipe = loaded.setdefault(arm, StableDiffusion.load(MODELS[arm], work.device))
+            # pixels cost many times as much, and a quarter of the pictures says the same of a model that draws blobs
+            images = drawn.pictures(pipe, judge.prompts, work.seed, steps=steps, sampler=sampler,
+                                    tick=lambda part: work.progress(done + share * part))
+            return {"arm": arm, "sampler": sampler, "steps": steps, "seconds": seconds(pipe, judge.prompts, sampler, steps)
+                    } | judge.says(images)
+        rows.append(work.once(f"{arm}-{sampler}-{steps}", compute))
+        done += share
+    return rows
+
+
+def seconds(pipe, prompts: list[str], sampler: str, steps: int, batch: int = 16, rounds: int = 3) -> float:
+    """Median seconds a picture in batches, decoding included."""
+    taken = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        drawn.pictures(pipe, prompts[:batch], steps=steps, sampler=sampler)
+        taken.append((time.perf_counter() - begun) / min(batch, len(prompts)))
+    return statistics.median(taken)
+
+
+def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
+    """Supported: for every point of the pixel arm some latent point is at least as fast and, by KID's intervals, better."""
+    latent, pixel = ([r for r in rows if r["arm"] == arm] for arm in ("latent", "pixel"))
+    undecided = 0
+    for p in pixel:
+        faster = [r for r in latent if r["seconds"] <= p["seconds"]]
+        if not any(r["fd"] < p["fd"] for r in faster):
+            return CONTRADICTED, f"no latent point is as fast as and better than pixels with {p['steps']} steps"
+        undecided += not any(r["kid_high"] < p["kid_low"] for r in faster)
+    if undecided:
+        return INCONCLUSIVE, f"at {undecided} of {len(pixel)} points the intervals of KID touch"
+    best = min(latent, key=lambda r: r["fd"])
+    return SUPPORTED, (f"each of the {len(pixel)} pixel points is beaten in both by a latent one; the best latent point is "
+                       f"{best['sampler']} with {best['steps']} steps")
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    plt = figures.pyplot()
+    figure, axis = plt.subplots(figsize=(6.8, 3.6))
+    marks = {"ddim": "o", "ddpm": "s", "euler": "v", "heun": "^", "dpmpp_2m": "D", "unipc": "P"}
+    for arm, color in (("latent", figures.LATENT), ("pixel", figures.PIXEL)):
+        for sampler, mark in marks.items():
+            points = [r for r in rows if r["arm"] == arm and r["sampler"] == sampler]
+            if points:
+                axis.plot([r["seconds"] for r in points], [r["fd"] for r in points], mark + "-", color=color, ms=5, lw=0.8,
+                          label=f"{arm}, {sampler}", alpha=0.9, markerfacecolor=color if sampler == "ddim" else "white")
+                if sampler == "ddim":
+                    for r in points:
+                        axis.annotate(str(r["steps"]), (r["seconds"], r["fd"]), fontsize=7, xytext=(4, 3),
+                                      textcoords="offset points")
+    floor = next(r["fd"] for r in rows if r["arm"] not in MODELS)
+    axis.axhline(floor, color=figures.FAINT, ls=":", label="the pictures themselves")
+    axis.set(xscale="log", yscale="log", xlabel="seconds a picture, decoding included", ylabel="FD-course")
+    axis.legend(fontsize=7.5, bbox_to_anchor=(1, 1), loc="upper left")
+    figure.tight_layout()
+    figures.write(plt, figure, path)
+
+
+TABLE = Table(
+    "C", "Quality against time", "At every speed the latent model draws better than the pixel model",
+    "some point of the pixel model is better than every latent point that is as fast",
+    (Column("arm", "arm"), Column("sampler", "sampler"), Column("steps", "steps", "d"),
+     Column("seconds", "seconds a picture", ".4f"), *JUDGED), measure, rule, draw,
+    notes=("scenes64 was trained for 226 minutes on one core, scenes64-pixel for 80; table J trains both for the same time.",))

@@ -1,0 +1,103 @@
+"""What a table is: a claim, what would falsify it, how it is measured here, and the rule by which the verdict falls.
+
+The rule is code, written before the run and applied to its rows; it may say `inconclusive`: at the quick scale it always does.
+Published figures and the course's stand in different columns, never in one: other data, other networks, other extractors.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from course import files
+from course.demo import commit, device_name
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is computed: pictures behind a figure, minutes of training for an arm, seeds of it."""
+
+    name: str
+    pictures: int
+    minutes: float
+    seeds: int
+
+
+SCALES = {"quick": Scale("quick", 24, 0.01, 1), "cpu": Scale("cpu", 1024, 8.0, 2), "gpu": Scale("gpu", 10_000, 15.0, 3)}
+
+
+@dataclass
+class Work:
+    """Where a table is being made, and what it has already: every row is kept as soon as it is there."""
+
+    folder: Path
+    scale: Scale
+    device: str = "cpu"
+    seed: int = 0
+    progress: Callable[[float], None] = lambda done: None
+    extractor: str | None = None           # sha256 of the network that a distance was measured with
+
+    def once(self, key: str, compute: Callable[[], dict]) -> dict:
+        """The row `key`: from its file, or computed and written; so a run that was stopped goes on where it was."""
+        path = self.folder / "rows" / f"{key}.json"
+        if path.is_file():
+            return json.loads(path.read_text("utf-8"))
+        row = compute()
+        files.write_json(path, row)
+        return json.loads(path.read_text("utf-8"))             # the same numbers, whether computed or read
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: how its figures are headed and written."""
+
+    key: str
+    head: str
+    form: str = ".3g"                      # a format, or "%" for shares
+
+    def say(self, value) -> str:
+        if value is None or isinstance(value, float) and math.isnan(value):
+            return "–"
+        if isinstance(value, str):
+            return value
+        return f"{100 * value:.1f} %" if self.form == "%" else f"{value:{self.form}}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the comparison tables.
+
+    measure(work) -> rows of the course's figures.  rule(rows, scale) -> (verdict, why).
+    published: (table in errata.published(), columns of it); where from stands in each of its rows.
+    """
+
+    name: str
+    title: str
+    claim: str
+    falsified_if: str
+    columns: tuple[Column, ...]
+    measure: Callable[[Work], list[dict]]
+    rule: Callable[[list[dict], Scale], tuple[str, str]]
+    draw: Callable[[Path, list[dict]], None]
+    published: tuple[str, tuple[Column, ...]] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def make(table: Table, work: Work) -> dict:
+    """Measure, judge, draw; writes and returns what goes into the report: `table.json` and `figure.png` in the work's folder."""
+    begun = datetime.now(UTC)
+    rows = table.measure(work)
+    verdict, why = ((INCONCLUSIVE, "the quick scale shows that everything runs; it measures nothing")
+                    if work.scale.name == "quick" else table.rule(rows, work.scale))
+    table.draw(work.folder / "figure.png", rows)
+    result = {"table": table.name, "title": table.title, "claim": table.claim, "falsified_if": table.falsified_if,
+              "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.scale.pictures,
+              "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(), "device": device_name(work.device),
+              "extractor": work.extractor, "date": begun.date().isoformat(),
+              "seconds": (datetime.now(UTC) - begun).total_seconds()}
+    files.write_json(work.folder / "table.json", result)
+    return result

@@ -1,0 +1,176 @@
+"""`course sample`: pictures from words, from other pictures, into the holes of pictures; and what the oracle reads in them."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from course import controlnet, files, pixels, sdxl
+from course.adapt import control
+from course.data import images as pictures
+from course.data import oracle
+from course.errors import UsageError
+from course.evaluation import figures
+from course.options import weighted
+from course.pipeline import StableDiffusion, to_pil
+from course.training.progress import Progress
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALL_WORDS = {"a", "an", "the", "of", "on", "in", "at", "and", "with"}             # not worth a heat map
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to draw and what to write; as typed, so that one place says what is wrong with it."""
+
+    prompts: list[str]
+    out: Path
+    seeds: list[int]                       # every prompt is drawn with every seed
+    size: str | None = None
+    image: Path | None = None
+    mask: Path | None = None
+    interval: str | None = None
+    attention: Path | None = None          # where to draw heat maps of the first picture ...
+    words: str | None = None               # ... and of which words
+    latents: Path | None = None
+    original: str | None = None            # SDXL: the size that the picture should look as if it had been taken in ...
+    crop: str | None = None                # ... and what should be cut off at the top and on the left
+    refiner: StableDiffusion | None = None  # who walks the last part of the way, behind `hand_over`
+    hand_over: float = 0.8
+
+
+def run(pipe: StableDiffusion, wish: Wish, how: dict, quiet: bool = False) -> dict:
+    """Draw, write, read back. `how` goes to `generate` as it is. Returns what to print."""
+    check_out(wish.out, *FORMATS)
+    if wish.attention:
+        check_out(wish.attention, ".png")
+    if any(not prompt.strip() for prompt in wish.prompts):
+        raise UsageError("the prompt is empty")
+    if not 1 <= len(wish.prompts) * len(wish.seeds) <= 256:
+        raise UsageError(f"prompts times seeds must lie in 1 ... 256, got {len(wish.prompts)} times {len(wish.seeds)}")
+    height, width = size_of(wish.size)
+    interval = wish.interval and tuple(numbers(wish.interval, "--guidance-interval"))
+    how = how | {"height": height, "width": width, "guidance_interval": interval,
+                 "image": read_image(wish.image) if wish.image else None, "mask": read_mask(wish.mask) if wish.mask else None}
+    if wish.original or wish.crop:
+        how["sizes"] = ({"original": size_of(wish.original)} if wish.original else {}) | (
+            {"crop": tuple(numbers(wish.crop, "--crop", int))} if wish.crop else {})
+    pairs = [(prompt, seed) for prompt in wish.prompts for seed in wish.seeds]
+    with Progress(f"{len(pairs)} pictures" if len(pairs) > 1 else "a picture", quiet) as progress:
+        texts, how_all = [p for p, _ in pairs], how | {"seed": [s for _, s in pairs], "progress": progress.update}
+        x0 = (sdxl.refined(pipe, wish.refiner, texts, wish.hand_over, **how_all) if wish.refiner else
+              pipe.latents(texts, **how_all))
+    images = pipe.decode(x0).cpu()                                                      # (B,3,H,W)
+    write_grid(images, wish.out, columns=len(wish.seeds))
+    told = {"out": str(wish.out), "prompt": wish.prompts[0] if len(wish.prompts) == 1 else wish.prompts,
+            "seed": wish.seeds[0] if len(wish.seeds) == 1 else wish.seeds, "model": pipe.origin}
+    if wish.latents:
+        files.save_tensors(wish.latents, {"x0": x0}, {"prompts": [p for p, _ in pairs], "seeds": [s for _, s in pairs]})
+        told["latents"] = str(wish.latents)
+    if wish.attention:
+        draw_attention(pipe, wish, how)
+        told["attention"] = str(wish.attention)
+    readable = images.shape[2] == images.shape[3] >= 32                                 # the oracle reads square pictures
+    return told | {"oracle": [describe(reading) for reading in oracle.read(images)] if readable else []}
+
+
+def draw_attention(pipe: StableDiffusion, wish: Wish, how: dict) -> None:
+    """The first picture again, with heat maps of its prompt's words."""
+    prompt = wish.prompts[0]
+    said = dict.fromkeys(re.findall(r"\w+", prompt.lower()))                            # each once, in their order
+    words = [w.strip() for w in wish.words.split(",")] if wish.words else [w for w in said if w not in SMALL_WORDS]
+    image, maps = pipe.attention_maps(prompt, words, seed=wish.seeds[0], **how)
+    figures.attention(wish.attention, prompt, image, words, maps, columns=5)
+
+
+# ---- what was typed
+
+def numbers(text: str, option: str, kind: type = float) -> list:
+    """"1,3,7.5" -> [1.0, 3.0, 7.5]. Raises UsageError."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes numbers with commas between, such as 1,3,5; got {text!r}") from None
+
+
+def size_of(text: str | None) -> tuple[int | None, int | None]:
+    """"64" or "96x64", width first as in picture files -> (height, width). Raises UsageError."""
+    if text is None:
+        return None, None
+    if not (found := re.fullmatch(r"(\d+)(?:x(\d+))?", text)):
+        raise UsageError(f"--size takes a number of pixels, or width x height such as 96x64; got {text!r}")
+    return int(found[2] or found[1]), int(found[1])
+
+
+def check_out(path: Path, *endings: str) -> None:
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"the file to write must end in {', '.join(endings)}, got {path}")
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture file -> (1,3,H,W) in [-1,1]; what is transparent becomes white. Raises UsageError where there is none."""
+    try:
+        with Image.open(path) as image:
+            rgb = pictures.opaque(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"no picture can be read from {path}: {error}") from None
+    return pixels.to_unit(torch.from_numpy(np.array(rgb)).permute(2, 0, 1))[None]
+
+
+def read_mask(path: Path) -> Tensor:
+    """A black and white picture -> (1,1,H,W): white, where the picture may change, is 1. Raises UsageError for gray."""
+    values = read_image(path)
+    found = values.unique()
+    if not set(found.tolist()) <= {-1.0, 1.0}:
+        raise UsageError(f"{path} is no mask: expected black, where the picture stays, and white, where it may change, "
+                         f"got {len(found)} different values; JPEG and soft brushes make such, a PNG can be pure")
+    return (values[:, :1] > 0).float()
+
+
+def read_control(given: str, part: str, guess: bool, device: str) -> controlnet.Control:
+    """"NETWORK=PICTURE", perhaps with ":WEIGHT" behind it. Raises UsageError, also for a picture that is none of gray or RGB."""
+    network, equals, rest = given.partition("=")
+    if not equals:
+        raise UsageError(f"--control takes a network and a picture, such as scenes64-edges=edges.png, got {given!r}")
+    path, weight = weighted(rest)
+    try:
+        with Image.open(path) as image:
+            mode, pixel = image.mode, torch.from_numpy(np.array(image.convert("RGB")))   # (H,W,3) uint8
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"no picture can be read from {path}: {error}") from None
+    if mode not in ("1", "L", "RGB"):
+        raise UsageError(f"a control picture must be black and white, gray or RGB, got {path} with mode {mode}")
+    share = numbers(part, "--control-part")
+    if len(share) != 2:
+        raise UsageError(f"--control-part takes two shares such as 0,0.6, got {part!r}")
+    hint = pixel.permute(2, 0, 1)[None].float() / 255                                    # (1,3,H,W)
+    return controlnet.Control(control.load(network).to(device), hint, weight, *share, guess)
+
+
+# ---- what is written
+
+def write_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Pictures (B,3,H,W) in [-1,1], `columns` a row, small ones enlarged by a whole number; atomically."""
+    drawn = to_pil(images)
+    zoom, line = max(1, 256 // drawn[0].width), 4
+    width, height = drawn[0].width * zoom, drawn[0].height * zoom
+    rows = -(-len(drawn) // columns)
+    grid = Image.new("RGB", (columns * (width + line) - line, rows * (height + line) - line), "white")
+    for i, picture in enumerate(drawn):
+        place = (i % columns * (width + line), i // columns * (height + line))
+        grid.paste(picture.resize((width, height), Image.NEAREST), place)
+    page = io.BytesIO()
+    grid.save(page, format=FORMATS[path.suffix.lower()])
+    files.write_bytes(path, page.getvalue())
+
+
+def describe(reading: "oracle.Reading") -> str:
+    """A reading in words; an abstention is a question mark."""
+    things = [" ".join(word or "?" for word in (o.size, o.color, o.shape)) + f" ({o.position})" for o in reading.objects]
+    return f"{' and '.join(things) or 'nothing'} on {reading.background or '?'}"

@@ -1,0 +1,112 @@
+"""The comparison tables: rules by made-up rows, and the whole command at the quick scale."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from course import cli
+from course.errors import UsageError
+from course.evaluation import tables
+from course.evaluation.tables import audit, guidance, page, resolution, steps
+from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work
+
+CPU = SCALES["cpu"]
+
+
+def test_all_at_the_quick_scale(tmp_path):
+    words = ["tables", "all", "--scale", "quick", "--out", str(tmp_path), "--device", "cpu", "--json"]
+    run = CliRunner().invoke(cli.app, words)
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.output)
+    assert [t["table"] for t in found] == list(tables.TABLES) and {t["verdict"] for t in found} == {INCONCLUSIVE}
+    for t in found:
+        assert t["rows"] and t["seed"] == 0 and t["commit"] and t["device"] and t["falsified_if"]
+        assert (tmp_path / "quick" / t["table"] / "figure.png").stat().st_size > 5_000
+        assert (tmp_path / "quick" / t["table"] / "table.tex").read_text().startswith("\\begin{tabular}")
+    html = (tmp_path / "quick" / "report.html").read_text()
+    assert html.count("<section") == len(found) + 1 and "Where the article errs" in html and "arXiv" not in html.split("<nav")[0]
+    rows = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("rows/*.json")}
+    again = json.loads(CliRunner().invoke(cli.app, words).output)
+    assert [t["rows"] for t in again] == [t["rows"] for t in found]             # nothing is computed twice
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("rows/*.json")} == rows
+
+
+def test_unknown_tables_and_scales():
+    with pytest.raises(UsageError, match="no table Q; expected all, or some of C, D, F, I"):
+        tables.chosen("c,q")
+    run = CliRunner().invoke(cli.app, ["tables", "C", "--scale", "huge"])
+    assert isinstance(run.exception, UsageError) and "quick, cpu, gpu" in str(run.exception)
+
+
+def test_a_row_is_kept_and_read_again(tmp_path):
+    work, calls = Work(tmp_path, CPU), []
+    for _ in range(2):
+        assert work.once("a", lambda: calls.append(1) or {"x": (1, 2)}) == {"x": [1, 2]}
+    assert len(calls) == 1
+
+
+def swept(fds, rights=None, width=0.0):
+    rights = rights or [0.1, 0.5, 0.9, 0.9]
+    return [{"guidance": w, "fd": fd, "kid_low": fd - width, "kid_high": fd + width, "right_low": r - 0.02,
+             "right_high": r + 0.02} for w, fd, r in zip((0.0, 1.0, 2.0, 8.0), fds, rights, strict=True)]
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    (swept([9, 5, 3, 7]), SUPPORTED), (swept([9, 5, 3, 1]), CONTRADICTED), (swept([1, 5, 7, 9]), CONTRADICTED),
+    (swept([9, 5, 3, 7], width=3), INCONCLUSIVE), (swept([9, 5, 3, 7], rights=[0.5] * 4), CONTRADICTED)])
+def test_the_rule_of_guidance(rows, verdict):
+    assert guidance.rule([{"guidance": "the pictures themselves", "fd": 0.0}, *rows], CPU)[0] == verdict
+
+
+def point(arm, seconds, fd, width=0.1):
+    return {"arm": arm, "seconds": seconds, "fd": fd, "kid_low": fd - width, "kid_high": fd + width, "steps": 5,
+            "sampler": "ddim"}
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    ([point("latent", 1, 2), point("pixel", 2, 5)], SUPPORTED),
+    ([point("latent", 1, 2), point("pixel", 0.5, 5)], CONTRADICTED),            # nothing is as fast
+    ([point("latent", 1, 6), point("pixel", 2, 5)], CONTRADICTED),              # nothing is as good
+    ([point("latent", 1, 4.9), point("pixel", 2, 5)], INCONCLUSIVE)])
+def test_the_rule_of_steps(rows, verdict):
+    assert steps.rule(rows, CPU)[0] == verdict
+
+
+@pytest.mark.parametrize("ratios, verdict", [([8, 10, 12], SUPPORTED), ([8, 0.9, 12], CONTRADICTED),
+                                             ([12, 10, 8], CONTRADICTED)])
+def test_the_rule_of_resolution(ratios, verdict):
+    rows = [{"side": s, "picture_ratio": r} for s, r in zip((64, 128, 256), ratios, strict=True)]
+    assert resolution.rule(rows, CPU)[0] == verdict
+
+
+def test_resolution_counts_what_it_says():
+    small, large = resolution.counted(64), resolution.counted(128)
+    assert large["pixel_parameters"] == small["pixel_parameters"]
+    assert large["decoder"] == pytest.approx(4 * small["decoder"], rel=1e-3)
+    assert large["pixel_pass"] > 3.9 * small["pixel_pass"]
+
+
+def kinds(order, other=None):
+    rows = []
+    for name, fd in order.items():
+        rows.append({"pictures": name, "fd, course, 256": fd, "fd, course, 1024": fd / 2,
+                     "fd, untrained, 1024": (other or order)[name], "fd, course, 64": -fd})
+    return rows
+
+
+def test_the_rule_of_the_audit():
+    assert audit.rule(kinds({"a": 1, "b": 2, "c": 3}), CPU)[0] == SUPPORTED     # below 256 pictures it may be otherwise
+    verdict, why = audit.rule(kinds({"a": 1, "b": 2, "c": 3}, {"a": 2, "b": 1, "c": 3}), CPU)
+    assert verdict == CONTRADICTED and "untrained rank otherwise" in why
+    few = [{k: v for k, v in row.items() if "1024" not in k} for row in kinds({"a": 1, "b": 2})]
+    assert audit.rule(few, CPU)[0] == INCONCLUSIVE
+
+
+def test_how_figures_are_written():
+    assert Column("x", "x", "%").say(0.5) == "50.0 %" and Column("x", "x", ",d").say(12288) == "12,288"
+    assert Column("x", "x", ".2f").say(None) == Column("x", "x").say(float("nan")) == "–"
+    assert Column("x", "x").say("ddim") == "ddim"
+    result = {"rows": [{"guidance": 1.5, "right": 0.5, "fd": 1.0}], "verdict": SUPPORTED, "why": "so"}
+    assert "50.0 \\%" in page.latex(guidance.TABLE, result)
+    assert page.markdown(guidance.TABLE, result).startswith("| guidance scale |")
