@@ -114,8 +114,10 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
         raise UsageError(f"unknown precision {precision!r}, expected one of {', '.join(command.PRECISIONS)}")
     chosen = command.numbers(seeds, "--seeds", int) if seeds else [seed + i for i in range(count)]
     pipe = StableDiffusion.load(model).to(choose(device), command.PRECISIONS[precision]).in_tiles(tile)
-    for number, given in enumerate(adapters or []):
-        path, weight = weighted(given)
+    loras = [weighted(given) for given in adapters or []]
+    for number, (path, weight) in enumerate(loras):
+        if path in (before for before, _ in loras[:number]):
+            raise UsageError(f"--lora {path} is there twice; one weight, such as {path}:0.8, says how much of it")
         low_rank.add(pipe, path, f"lora{number + 1}", weight)
     for given in new_words or []:
         inversion.add(pipe, given)

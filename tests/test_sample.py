@@ -125,6 +125,7 @@ def adapters(course, pipe):
     lora.inject(pipe.unet, 2)
     randomise(pipe.unet, 3)
     lora.save({"unet": pipe.unet}, "mine.safetensors")
+    lora.save({"unet": pipe.unet}, "copy.safetensors")
     wide = StableDiffusion(replace(TINY, unet=replace(TINY.unet, block_channels=(32, 96))), pipe.tokenizer)
     lora.inject(wide.unet, 2)
     lora.save({"unet": wide.unet}, "others.safetensors")
@@ -136,7 +137,7 @@ def test_adapters_change_the_picture(course, adapters):
     for name, words in {"plain": [], "control": ["--control", "net=hint.png"], "half": ["--control", "net=hint.png:0.5"],
                         "early": ["--control", "net=hint.png", "--control-part", "0,0.5"],
                         "guess": ["--control", "net=hint.png", "--guess"], "lora": ["--lora", "mine.safetensors:0.5"],
-                        "two": ["--lora", "mine.safetensors:0.5", "--lora", "mine.safetensors"],
+                        "two": ["--lora", "mine.safetensors:0.5", "--lora", "copy.safetensors"],
                         "off": ["--lora", "mine.safetensors:0", "--control", "net=hint.png:0"],
                         "word": ["--embedding", "learned_embeds.safetensors"]}.items():
         code, _, err = course("sample", "a <thing>", "--steps", "2", "--latents", f"{name}.safetensors", *words)
@@ -159,6 +160,7 @@ def test_adapters_change_the_picture(course, adapters):
     (["--lora", "others.safetensors"], "others.safetensors"),
     (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
     (["--lora", "mine.safetensors:inf"], "must be a finite number, got inf"),
+    (["--lora", "mine.safetensors", "--lora", "mine.safetensors:0.5"], "mine.safetensors is there twice"),
     (["--embedding", "mine.safetensors"], "no textual inversion"),
     (["--embedding", "learned_embeds.safetensors", "--embedding", "learned_embeds.safetensors"], "there is a word '<thing>'")])
 def test_misuse_of_adapters(course, adapters, words, said):
