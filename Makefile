@@ -3,7 +3,7 @@
 #   PYTHON=python3.12   the Python that makes .venv (3.11 or newer)
 #   TORCH=cpu           PyTorch's CPU-only build: on Linux, without gigabytes of CUDA; once .venv exists, `make clean-all` first
 #   ARGS="--minutes 2"  more arguments for `course demo`
-#   WORKERS=8           so many processes run the unit tests, each on one core
+#   WORKERS=8           so many processes run the tests, each on one core
 
 PYTHON ?= python3
 TORCH  ?=
@@ -22,8 +22,9 @@ else ifneq ($(TORCH),)
 endif
 
 # a notebook is a test: no cell may raise, and a cell tagged nbval-check-output must print what it printed when it was built.
-# The kernel is the Python that runs pytest.
-NBVAL  := $(BIN)/python -m pytest -q -p no:python --nbval-lax --nbval-current-env --nbval-cell-timeout 180
+# The kernel is the Python that runs pytest; loadscope keeps the cells of a notebook together, in one kernel.
+NBVAL  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -p no:python --nbval-lax --nbval-current-env \
+          --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help
 .PHONY: help demo lab test test-all nbgrader soak lint constraints clean clean-all

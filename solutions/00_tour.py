@@ -83,7 +83,8 @@ pairs = [Scene((Object("ring", "red", "small", "plain", "left", 0.28, 0.5),     
                 Object("cross", "black", "small", "plain", "bottom", 0.5, 0.75)), "pink")]
 prompts = [caption(scene) for scene in wishes]
 pictures = pipe.decode(pipe.latents(prompts, steps=STEPS, seed=0)).cpu()        # (6,3,64,64) in [-1,1]
-strip([pictures], [f"{o.size} {o.color}\n{o.shape}\n{o.position}\non {s.background}" for s in wishes for o in s.objects], width=7.5)
+strip([pictures], [f"{o.size} {o.color}\n{o.shape}\n{o.position}\non {s.background}" for s in wishes for o in s.objects],
+      width=7.5)
 
 # %% [markdown]
 # Did it draw what was asked? Here a program can tell, because the world is small: `oracle.read` finds shape, colour,

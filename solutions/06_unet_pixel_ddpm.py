@@ -92,7 +92,7 @@ strip([noising.add_noise(six, noise, levels), noise], [f"t = {t}" for t in level
 # between one has to know what shapes look like; that knowledge is all that training adds.
 #
 # The network therefore needs three things: to know $t$; to see far, since a shape is larger than a 3 × 3 kernel; and
-# to keep every pixel in place, since noise has no large scale. The next sections supply one after the other.
+# to keep every pixel in place, since the noise is independent from pixel to pixel. The next sections supply one after the other.
 #
 # ## 1 · What time is it?
 #
@@ -110,10 +110,10 @@ strip([noising.add_noise(six, noise, levels), noise], [f"t = {t}" for t in level
 # %% [markdown] exercise="layers.timestep_embedding" role="prompt"
 # ### Exercise 1 · The waves
 #
-# `timestep_embedding(t, dim, max_period)` returns $e(t)$ of shape (B,dim) as float32.
+# `timestep_embedding(t, dim, max_period)` returns $e(t)$ of shape (B,dim) as float32, on the device of `t`.
 #
 # - `t` is (B,), integer or fractional; `dim` is even; `max_period` is $P$.
-# - First all cosines, then all sines; the first frequency is 1.
+# - First all cosines, then all sines. The first frequency is 1; for `dim` 4 they are 1 and 1/100.
 
 # %% exercise="layers.timestep_embedding" role="solution"
 def timestep_embedding(t, dim, max_period=10_000):
@@ -139,8 +139,8 @@ check("layers.timestep_embedding", timestep_embedding)
 #
 # ---
 #
-# `angles = t.float()[:, None] * max_period ** (-torch.arange(half) / half)`, then `torch.cat([angles.cos(),
-# angles.sin()], -1)`
+# `angles = t.float()[:, None] * max_period ** (-torch.arange(half, device=t.device) / half)`, then
+# `torch.cat([angles.cos(), angles.sin()], -1)`
 
 # %%
 timestep_embedding = use("layers.timestep_embedding", timestep_embedding)
@@ -177,6 +177,9 @@ print("similarity of t = 500 to 501, 510, 600, 900:", *[f"{F.cosine_similarity(*
 # gets mean 0 and variance 1, and a learned weight and bias for each channel follow:
 #
 # $$y_{bchw} = w_c\,\frac{x_{bchw} - \mu_{bg(c)}}{\sqrt{\sigma^2_{bg(c)} + \varepsilon}} + v_c$$
+#
+# $g(c)$ is the group of channel $c$; $\mu_{bg}$ and $\sigma^2_{bg}$ run over the $C/G \cdot H \cdot W$ values of group $g$
+# in picture $b$. The small $\varepsilon$ guards against division by 0; it is not the noise.
 
 # %% [markdown] exercise="layers.normalise_groups" role="prompt"
 # ### Exercise 2 · Group normalisation by hand
@@ -229,7 +232,7 @@ for others in (100, 900):                                       # picture 0 is a
 strip([torch.stack([a, b, a - b]) for a, b in rows.values()],
       ["others at 100", "others at 900", "difference"], list(rows), width=4.2, limit=2.5)
 for name, (a, b) in rows.items():
-    print(f"{name}: the company changes picture 0 by {(a - b).pow(2).mean().sqrt() / a.pow(2).mean().sqrt():.0%}")
+    print(f"{name}: the rest of the batch changes picture 0 by {(a - b).pow(2).mean().sqrt() / a.pow(2).mean().sqrt():.0%}")
 
 # %% [markdown]
 # The same noisy picture, once among equals and once among much noisier ones. Batch norm hands on two different
@@ -248,7 +251,8 @@ for name, (a, b) in rows.items():
 # |---|---|---|
 # | $x$, $y$ | | (B,in,H,W), (B,out,H,W) |
 # | $e$ | `time_emb` | (B,time): what the two linear layers made of $t$ |
-# | $W$ | `time_emb_proj` | time → out: one number for each channel, the same at every pixel |
+# | $\mathrm{norm}_1, \mathrm{norm}_2$ | `norm1`, `norm2` | group norms of in and of out channels |
+# | $W$ | `time_emb_proj` | `nn.Linear(time, out)` with bias: one number for each channel, the same at every pixel |
 # | $\mathrm{conv}_1, \mathrm{conv}_2$ | `conv1`, `conv2` | 3 × 3, padding 1 |
 # | shortcut | `conv_shortcut` | 1 × 1, only where in ≠ out; else the identity |
 #
@@ -258,14 +262,15 @@ for name, (a, b) in rows.items():
 # %% [markdown] exercise="layers.ResBlock" role="prompt"
 # ### Exercise 3 · ResBlock
 #
-# `ResBlock(in_channels, out_channels, time_emb_dim=None, eps=1e-5)` with `forward(x, time_emb=None)`.
+# `ResBlock(in_channels, out_channels, time_emb_dim=None, eps=1e-5)` with `forward(x, time_emb=None)`:
+# (B,in,H,W), (B,time_emb_dim) → (B,out,H,W).
 #
 # - Attributes: `norm1`, `conv1`, `time_emb_proj`, `norm2`, `conv2`, `conv_shortcut`, as in the table. Released
 #   weights load by them.
 # - Norms: `nn.GroupNorm(min(32, channels // 4), channels, eps=eps)`.
 # - Weight and bias of `conv2` start at zero.
 # - Without `time_emb_dim` (the autoencoder) `time_emb_proj` is None and no time is added; where widths agree
-#   `conv_shortcut` is None.
+#   `conv_shortcut` is None (or a module without weights).
 
 # %% exercise="layers.ResBlock" role="solution"
 class ResBlock(nn.Module):
@@ -336,8 +341,8 @@ plt.show()
 # > **The article says** (section 5.3) nearly this block, **but** with the name `skip_connection` for the shortcut,
 # > which is CompVis's; files in the diffusers format say `conv_shortcut` and refuse it. It also leaves `conv2` as
 # > torch starts it (CompVis zeroes it) and has no dropout (a rate of 0 in the released models, so nothing is lost).
-# > The next cell measures that the mathematics agrees once the name is mended, and how many groups the article's
-# > fixed 32 allows.
+# > The next cell measures that the mathematics agrees once the name is mended, and what the article's fixed 32 groups
+# > do to a layer of 32 channels.
 
 # %%
 class ArticleBlock(nn.Module):
@@ -359,7 +364,9 @@ loaded = mine.load_state_dict(article.state_dict(), strict=False)
 print("its weights in our block: missing", loaded.missing_keys, "unexpected", loaded.unexpected_keys)
 mine.load_state_dict({k.replace("skip_connection", "conv_shortcut"): v for k, v in article.state_dict().items()})
 x = normal((2, 128, 8, 8), 5)
-print(f"renamed: largest difference {float((article(x, e[:2]) - mine(x, e[:2])).abs().max()):.0e}")
+with torch.no_grad():
+    apart = (article(x, e[:2]) - mine(x, e[:2])).abs().max()
+print(f"renamed: largest difference {float(apart):.0e}")
 flat = nn.GroupNorm(32, 32)(torch.arange(32.0).reshape(1, 32, 1, 1).expand(1, 32, 8, 8))  # an even surface
 print(f"32 channels in 32 groups: an even surface of values 0 ... 31 becomes {float(flat.abs().max()):.2f} everywhere")
 
@@ -384,8 +391,8 @@ strip([torch.cat([(m - m.mean()) / 0.3 for m in middle])], ["repeat, then conv",
 print(f"spread of the middle: {middle[0].std():.3f} and {middle[1].std():.3f}")
 
 # %% [markdown]
-# A transposed convolution of stride 2 reaches some output pixels with one weight and others with four, and prints a
-# checkerboard until training has unlearned it (Odena et al. 2016). Repeating has no such pattern to begin with.
+# A transposed convolution of stride 2 reaches some output pixels with one weight, others with two or four, and prints
+# a checkerboard until training has unlearned it (Odena et al. 2016). Repeating has no such pattern to begin with.
 #
 # Halving loses detail. So every feature map made on the way down is kept, a *skip*, and handed across to
 # the way up, where it is concatenated: `torch.cat([h, skip], dim=1)`, (B,C₁,H,W) and (B,C₂,H,W) to (B,C₁+C₂,H,W).
@@ -397,12 +404,14 @@ print(f"spread of the middle: {middle[0].std():.3f} and {middle[1].std():.3f}")
 # - up: the levels in reverse, each with `layers_per_block + 1` ResBlocks, which take one skip each, **the last one
 #   made first**; then, but for the last level, one Upsample.
 #
-# The ResBlocks of a level all give that level's width. How many channels must each block on the way up read?
+# The ResBlocks of a level all give that level's width; `conv_in` gives the first level's, the middle keeps the last
+# one's. How many channels must each block on the way up read?
 
 # %% [markdown] exercise="unet.up_inputs" role="prompt"
 # ### Exercise 4 · The books
 #
-# `up_inputs(widths, layers_per_block)` returns, for every level on the way up, the list of what its blocks read.
+# `up_inputs(widths, layers_per_block)` returns, for every level on the way up, the list of input channels of its
+# ResBlocks, h and skip together.
 #
 # - `widths`: channels of the levels on the way down, e.g. (32, 64). Downsample and Upsample keep the number of
 #   channels.
@@ -539,6 +548,7 @@ class MyUNet(unet.UNet):
         return unet_forward(self, x, self.time_embedding(timestep_embedding(t, self.config.block_channels[0])))
 
 
+# no transformers (depth) and no text (context_dim) before chapter 09
 CONFIG = unet.UNetConfig(in_channels=1, out_channels=1, block_channels=(32, 64, 64), layers_per_block=1,
                          depth=(0, 0, 0), mid_depth=0, heads=(1, 1, 1), context_dim=None)
 
@@ -596,7 +606,9 @@ print(f"{sum(p.numel() for p in net.parameters()):,d} parameters,",
 #
 # - `x0` is (B,C,H,W), `alphas_cumprod` (T,) float64. Draw `t` uniformly from $0 \ldots T-1$, one for each picture,
 #   and standard normal noise, both from `generator`.
-# - The network is called once, `model(x_t, t)`. Take the mean over all values, as `F.mse_loss` does.
+# - `generator` and `alphas_cumprod` live on the CPU: draw there, then bring `t` and the noise to the device of `x0`.
+# - The network is called once, `model(x_t, t)`. Take the mean over all values, as `F.mse_loss` does: the formula's sum
+#   divided by the number of values; only the scale differs.
 
 # %% exercise="objectives.simple_loss" role="solution"
 def simple_loss(model, x0, alphas_cumprod, generator=None):
@@ -623,7 +635,7 @@ check("objectives.simple_loss", simple_loss)
 #
 # ---
 #
-# `return F.mse_loss(model(x_t, t), noise)`, where the very same `noise` went into `x_t`.
+# `return F.mse_loss(model(x_t, t.to(x0.device)), noise)`, where the very same `noise` went into `x_t`.
 
 # %%
 simple_loss = use("objectives.simple_loss", simple_loss)
@@ -662,6 +674,7 @@ for name, guess in (("answer 0", lazy), ("answer s x_t", linear)):
 # `update_average(average, model, step, decay)` changes the dictionary `average` and returns nothing.
 #
 # - `average` holds one tensor for each of `model.named_parameters()`, under its name.
+# - `decay` is $d_\mathrm{max}$, `step` is $k$, counted from 0.
 # - The model must not change, and the average must not keep a graph.
 
 # %% exercise="loop.update_average" role="solution"
@@ -680,7 +693,7 @@ def update_average(average, model, step, decay=0.999):
 check("loop.update_average", update_average)
 
 # %% [markdown] exercise="loop.update_average" role="hint"
-# The average keeps the share `decay` of itself.
+# First compute $d$ from `decay` and `step`. The average keeps the share $d$ of itself.
 #
 # ---
 #
@@ -688,7 +701,7 @@ check("loop.update_average", update_average)
 #
 # ---
 #
-# `average[name].mul_(decay).add_(parameter, alpha=1 - decay)` for each name.
+# `d = min(decay, (1 + step) / (10 + step))`, then `average[name].mul_(d).add_(parameter, alpha=1 - d)` for each name.
 
 # %%
 update_average = use("loop.update_average", update_average)
@@ -704,7 +717,7 @@ def errors(net):
 
 
 def train(net, steps, batch=BATCH, lr=1e-3, decay=0.99):
-    """Train `net` at a constant rate; returns its average as a second network, and the exam's loss on the way."""
+    """Train `net`, after 20 steps at a constant rate; returns its average as a second network, and the exam's loss on the way."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
     average = {name: p.detach().clone() for name, p in net.named_parameters()}
     averaged, curve, generator = copy.deepcopy(net), [], torch.Generator().manual_seed(session.seed)
@@ -753,11 +766,11 @@ print(f"seen: {images:,d} pictures; Ho et al. (2020) on CIFAR-10: 800,000 steps 
 # %% [markdown]
 # ## 8 · Draw
 #
-# Sampling goes the other way, one Gaussian after another. The article's section 3.2 gives its form, $p_\theta(x_{t-1}
-# \mid x_t) = \mathcal N(\mu_\theta(x_t, t), \sigma_t^2 I)$, without saying what $\mu_\theta$ and $\sigma_t$ are. They
-# follow from the network's $\epsilon$: it implies an $x_0$, and given $x_0$ the step back is a Gaussian that can be
-# written down. Chapter 07 does; until then we use the library's `samplers.ddpm`, which clamps each implied $x_0$ to
-# the range of a picture.
+# Sampling goes the other way, one Gaussian step after another, which is called *ancestral*. The article's section 3.2
+# gives its form, $p_\theta(x_{t-1} \mid x_t) = \mathcal N(\mu_\theta(x_t, t), \sigma_t^2 I)$, without saying what
+# $\mu_\theta$ and $\sigma_t$ are. They follow from the network's $\epsilon$: it implies an $x_0$, and given $x_0$ the step
+# back is a Gaussian that can be written down. Chapter 07 does; until then we use the library's `samplers.ddpm`, which clamps
+# each implied $x_0$ to the range of a picture, and visit `LEVELS` of the thousand levels.
 
 # %%
 def draw(net, count=SAMPLES, watch=None):
@@ -848,7 +861,8 @@ strip(short.values(), [""] * 8, ["all", "no skips", "no time"], width=6)
 #
 # Without time little is lost: the loss is 7 % higher (20 % in the last quarter), and some backgrounds turn grey. A
 # network that sees 256 pixels can estimate from them how noisy they are. Sun et al. (2025) find the same for large
-# models: most do well without $t$. That the network cannot work without it is a claim that failed here.
+# models: most do well without $t$. Our own sentence at the top, that the network needs to be told $t$, did not hold
+# here.
 #
 # ## Questions to think about
 #

@@ -56,6 +56,12 @@ WRONG[EMBED] = [
 ]
 
 
+@wrong(EMBED, "make t (B,1)")
+def t_not_broadcast(t, dim, max_period=10_000):
+    angles = t.float() * max_period ** (-torch.arange(dim // 2) / (dim // 2))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
 @right(EMBED)
 def by_numpy(t, dim, max_period=10_000):
     angles = np.outer(t.double().numpy(), np.logspace(0, -1, dim // 2, base=max_period, endpoint=False))
@@ -233,7 +239,7 @@ block("one_group", "expected", regroup)
 block("eps_forgotten", "hand eps on", forget_eps)
 block("needs_time", "raised", forward=lambda self, x, e=None: self.across(x) + self.second(
     self.first(x) + self.time_emb_proj(F.silu(e))[:, :, None, None]))
-block("time_not_broadcast", "raised RuntimeError", time=lambda self, e: self.time_emb_proj(F.silu(e)))
+block("time_not_broadcast", "give it two more axes", time=lambda self, e: self.time_emb_proj(F.silu(e)))
 block("time_detached", "no gradient reaches time_emb",
       time=lambda self, e: 0 if self.time_emb_proj is None else self.time_emb_proj(F.silu(e.detach()))[..., None, None])
 
@@ -407,6 +413,26 @@ WRONG[PASS] = [
     ("wrong_axis", pass_with(lambda h, s: torch.cat([h, s], 2)), "another number of channels"),
     ("detached", pass_with(lambda h, s: torch.cat([h.detach(), s], 1)), "no gradient reaches"),
 ]
+
+
+@wrong(PASS, "a ModuleList cannot be called")
+def calls_the_list(net, x, time_emb):
+    h = net.conv_in(x)
+    for level in net.down_blocks:
+        for resnet in level.resnets:
+            h = resnet(h, time_emb)
+        h = level.downsamplers(h)
+    return h
+
+
+@wrong(PASS, "test for it")
+def no_look_for_none(net, x, time_emb):
+    h = net.conv_in(x)
+    for level in net.down_blocks:
+        for resnet in level.resnets:
+            h = resnet(h, time_emb)
+        h = level.downsamplers[0](h)
+    return h
 
 
 @right(PASS)

@@ -19,6 +19,7 @@ import importlib
 import io
 import math
 import pkgutil
+import re
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -201,7 +202,9 @@ def _attempt(function, obj):
                 contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return function(obj)
-    except NotImplementedError:
+    except NotImplementedError as error:
+        if found := re.match(r"Module \[(\w+)\]", str(error)):        # torch's, not the stub's
+            return f"a {found[1]} cannot be called: take what it holds one by one, as in `blocks[0](h)`"
         return _UNWRITTEN
     except (Exception, SystemExit) as error:
         first = (str(error).strip().splitlines() or ["no message"])[0][:160]
