@@ -6,7 +6,6 @@ Q comes from the picture, K and V from the text (cross-attention) or from the pi
 """
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from course import layers
@@ -55,9 +54,9 @@ class CrossAttention(nn.Module):
         if context.shape[-1] != self.to_k.in_features:
             raise ShapeError(f"expected a context of width {self.to_k.in_features}, got {tuple(context.shape)}")
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)                  # (B,N,hd), (B,M,hd), (B,M,hd)
-        q, k, v = (rearrange(a, "B N (h d) -> B h N d", h=self.heads) for a in (q, k, v))
+        q, k, v = (a.unflatten(-1, (self.heads, -1)).transpose(1, 2) for a in (q, k, v))        # (B,h,N,d), (B,h,M,d) twice
         out = attend(q, k, v, fused=self.fused)                                         # (B,h,N,d)
-        return self.to_out[0](rearrange(out, "B h N d -> B N (h d)"))                   # (B,N,query_dim)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))                           # (B,N,query_dim)
 
 
 class GEGLU(nn.Module):
@@ -128,16 +127,13 @@ class SpatialTransformer(nn.Module):
         # behind a zero the text learns late, and short runs end before it is heeded (trials in CONTRIBUTING.md).
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        H = x.shape[-2]
         tokens = self.norm(x)                                                           # (B,C,H,W)
         if self.linear_proj:
-            tokens = self.proj_in(rearrange(tokens, "B C H W -> B (H W) C"))            # (B,HW,D)
+            tokens = self.proj_in(tokens.flatten(2).transpose(1, 2))                    # (B,HW,D)
         else:
-            tokens = rearrange(self.proj_in(tokens), "B D H W -> B (H W) D")            # (B,HW,D)
+            tokens = self.proj_in(tokens).flatten(2).transpose(1, 2)                    # (B,HW,D)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)                                             # (B,HW,D)
         if self.linear_proj:
-            out = rearrange(self.proj_out(tokens), "B (H W) C -> B C H W", H=H)         # (B,C,H,W)
-        else:
-            out = self.proj_out(rearrange(tokens, "B (H W) D -> B D H W", H=H))         # (B,C,H,W)
-        return x + out
+            return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])  # (B,C,H,W)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))      # (B,C,H,W)

@@ -81,6 +81,8 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
            rescale: Annotated[float, typer.Option("--guidance-rescale", help="Bring the spread of the guided answer back, 0 ... "
                                                   "1; 0.7 is usual, against glaring colours.")] = 0.0,
            sampler: Annotated[str, typer.Option(help="ddim, ddpm, euler, heun, dpmpp_2m or unipc.")] = "ddim",
+           deep_cache: Annotated[int, typer.Option(help="Compute the whole U-Net in every so many steps only: faster, not quite "
+                                                   "the same picture.")] = 1,
            image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
            strength: Annotated[float, typer.Option(help="How far to go from that picture, 0 ... 1.")] = 0.8,
            mask: Annotated[Path | None, typer.Option(help="White where that picture may change, black where it stays.")] = None,
@@ -128,7 +130,7 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
     told = command.run(pipe, wish, {
         "negative_prompt": negative_prompt or None, "steps": steps or pipe.config.steps or 25,
         "guidance_scale": guidance, "guidance_rescale": rescale,
-        "sampler": sampler, "strength": strength, "control": controls or None}, quiet=as_json)
+        "sampler": sampler, "deep_cache": deep_cache, "strength": strength, "control": controls or None}, quiet=as_json)
     if as_json:
         print(json.dumps(told))
         return

@@ -31,6 +31,15 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
 
 
+def activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU(norm(x)); (B,C,H,W) -> same. While sampling nobody needs norm(x) again, so it is overwritten.
+
+    On a CPU a new large tensor costs more than what is written into it: pages have to be found and cleared first.
+    """
+    h = norm(x)
+    return F.silu(h, inplace=not h.requires_grad and h is not x)      # a norm that does nothing hands x itself back
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers that turn the fixed waves into learned features; (B,in_dim) -> (B,out_dim)."""
 
@@ -66,11 +75,16 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))                                           # (B,out,H,W)
+        h = self.conv1(activated(self.norm1, x))                                        # (B,out,H,W)
         if self.time_emb_proj is not None:
-            h = h + self.time_emb_proj(F.silu(time_emb))[:, :, None, None]              # one number a channel
-        h = self.conv2(F.silu(self.norm2(h)))                                           # (B,out,H,W)
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+            h += self.time_shift(time_emb)                     # in place: no gradient needs what a convolution answered
+        h = self.conv2(activated(self.norm2, h))                                        # (B,out,H,W)
+        h += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return h
+
+    def time_shift(self, time_emb: Tensor) -> Tensor:
+        """(B,time_emb_dim) -> (B,out_channels,1,1): one number a channel, the same at every place."""
+        return self.time_emb_proj(F.silu(time_emb))[:, :, None, None]
 
 
 class Downsample(nn.Module):

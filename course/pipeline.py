@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from course import controlnet, files, guidance, heatmaps, parts, pixels, presets, samplers, sdxl, text, tiling, tokenizer, unet
+from course.deepcache import cached
 from course.errors import CheckpointError, ShapeError, UsageError
+from course.memo import remembering
 from course.published import pipelines
 
 SHIPPED = Path(__file__).parent / "weights"                    # models that come with the course: see `shipped`
@@ -185,11 +188,13 @@ class StableDiffusion:
     def latents(self, prompt, negative_prompt=None, steps=50, guidance_scale=None, seed=None, height=None, width=None,
                 sampler="ddim", image=None, strength=0.8, mask=None, control=None, *,
                 guidance_interval: tuple[float, float] | None = None, guidance_rescale: float = 0.0, sizes: dict | None = None,
-                part: tuple[float, float] = (0.0, 1.0), begin: Tensor | None = None, callback=None, progress=None) -> Tensor:
+                deep_cache: int = 1, part: tuple[float, float] = (0.0, 1.0), begin: Tensor | None = None, callback=None,
+                progress=None) -> Tensor:
         """What `generate` decodes, from the same arguments: x_0 (B,C,h,w) at the scale that is diffused. Beside them:
 
         Args:
             guidance_interval, guidance_rescale: see guidance.guided.   sizes: {"original", "crop", "target"}, see sdxl.time_ids.
+            deep_cache: compute all of the U-Net in every so many steps only, an approximation: see `deepcache`.
             part: the share of the way from noise to picture that is walked. One that ends before 1 returns x as it is there,
                 still noisy; one that begins after 0 goes on from `begin`, (B,C,h,w): see sdxl.refined.
             callback(i, t, x, x0): see samplers.
@@ -224,13 +229,17 @@ class StableDiffusion:
             image = image.float().to(self.device)
             timesteps = timesteps[len(timesteps) - max(1, int(strength * steps + 1e-9)):]
 
-        keep = None
-        with parts.swapped(self.swaps):                        # what was swapped at building is swapped at the run
+        keep, controls = None, controlnet.checked(control, B, height, width) if control else []
+        # a block of a student's may count on a row of the time embedding for each picture
+        levels = None if {"unet.UNet", "layers.ResBlock", "controlnet.ControlNet"} & set(self.swaps) else timesteps
+        with (parts.swapped(self.swaps),                       # what was swapped at building is swapped at the run
+              remembering([self.unet, *(c.network for c in controls)], levels),
+              cached(self.unet, deep_cache) if deep_cache != 1 else nullcontext()):
             cond, uncond = self.conditions(prompts, negative_prompt, height, width, sizes)
             if c.unet.in_channels > c.unet.out_channels:
                 beside = self._beside(image, mask, x)
                 cond, uncond = cond | {"beside": beside}, uncond | {"beside": beside}
-            predict = self._controlled(control, timesteps, B, height, width) if control else self.predict
+            predict = self._controlled(controls, timesteps, B) if controls else self.predict
             predict = guidance.guided(predict, cond, uncond, scale, guidance_interval, guidance_rescale)
 
             def denoiser(x: Tensor, t: float) -> Tensor:
@@ -261,10 +270,8 @@ class StableDiffusion:
                 return arrived.args[0]
             return x0 if keep is None else keep * known + (1 - keep) * x0               # to the bit, whatever was rounded
 
-    def _controlled(self, control, timesteps: Tensor, count: int, height: int, width: int):
+    def _controlled(self, controls: list, timesteps: Tensor, count: int):
         """`predict`, steered by ControlNets."""
-        controls = controlnet.checked(control, count, height, width)
-
         def predict(x: Tensor, t: float, condition: dict[str, Tensor]) -> Tensor:
             step, context = int((timesteps > t).sum()), condition["context"]
             found = controlnet.residuals(controls, step / len(timesteps), (step + 1) / len(timesteps), x.to(context.dtype), t,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from course import attention
@@ -133,10 +132,10 @@ class CausalSelfAttention(nn.Module):
         self.out_proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (rearrange(proj(x), "B N (h d) -> B h N d", h=self.heads)
-                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))                 # (B,h,N,d), three times
         out = attention.attend(q, k, v, causal=True)                                    # (B,h,N,d)
-        return self.out_proj(rearrange(out, "B h N d -> B N (h d)"))                    # (B,N,D)
+        return self.out_proj(out.transpose(1, 2).flatten(2))                            # (B,N,D)
 
 
 class MLP(nn.Module):

@@ -8,7 +8,6 @@ Only the config differs between models. Rombach et al. 2022, section 3.2; the sh
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course import attention, layers
@@ -142,7 +141,7 @@ class UNet(Trunk):
                 h = level.layer(i, h, time_emb, context)       # (B,C_i,H,W)
             if level.upsamplers is not None:
                 h = level.upsamplers[0](h)                     # (B,C_i,2H,2W)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))    # (B,out_channels,H,W)
+        return self.conv_out(layers.activated(self.conv_norm_out, h))      # (B,out_channels,H,W)
 
 
 def skip_channels(config: UNetConfig) -> list[int]:

@@ -9,7 +9,6 @@ latents have a sane scale and no holes. It is far too weak to make N(0, I) a sou
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -133,7 +132,7 @@ class Encoder(nn.Module):
         for level in self.down_blocks:
             h = level(h)                                                                # (B,C_i,H/2,W/2)
         h = self.mid_block(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))                             # (B,2c,H/f,W/f)
+        return self.conv_out(layers.activated(self.conv_norm_out, h))              # (B,2c,H/f,W/f)
 
 
 class Decoder(nn.Module):
@@ -157,7 +156,7 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(z))                                             # (B,C,H/f,W/f)
         for level in self.up_blocks:
             h = level(h)                                                                # (B,C_i,2H,2W)
-        return self.stem(self.conv_out(F.silu(self.conv_norm_out(h))))                  # (B,3,H,W)
+        return self.stem(self.conv_out(layers.activated(self.conv_norm_out, h)))   # (B,3,H,W)
 
 
 class Level(nn.Module):

@@ -1,6 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
+from course import layers
 from course.errors import ShapeError
 from course.layers import Downsample, ResBlock, TimestepEmbedding, Upsample, timestep_embedding
 from tests.conftest import randomise
@@ -51,3 +53,29 @@ def test_shapes_and_gradients():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
     assert ResBlock(32, 32)(x).shape == x.shape                                 # no time: the autoencoder's
     assert TimestepEmbedding(8, 16)(time).shape == (2, 16)
+
+
+def test_activated_overwrites_only_what_nobody_needs():
+    x = torch.randn(2, 32, 4, 4)
+    kept, norm = x.clone(), layers.group_norm(32, 1e-5)
+    with torch.no_grad():
+        assert torch.allclose(layers.activated(norm, x), F.silu(norm(x))) and torch.equal(x, kept)
+        assert torch.equal(layers.activated(torch.nn.Identity(), x), F.silu(kept)) and torch.equal(x, kept)
+    x.requires_grad_()
+    grad, = torch.autograd.grad(layers.activated(norm, x).square().sum(), x)
+    expected, = torch.autograd.grad(F.silu(norm(x)).square().sum(), x)
+    assert torch.equal(grad, expected)
+
+
+def test_resblock_in_place_sums_have_the_right_gradients():
+    block = layers.ResBlock(32, 32, 8).double()
+    torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    x, time = torch.randn(2, 32, 4, 4).double().requires_grad_(), torch.randn(2, 8).double().requires_grad_()
+    before = x.detach().clone()
+    h = block.conv1(F.silu(block.norm1(x))) + block.time_emb_proj(F.silu(time))[:, :, None, None]
+    expected = block.conv2(F.silu(block.norm2(h))) + x
+    found = block(x, time)
+    assert torch.equal(found, expected) and torch.equal(x, before)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), [x, time, *block.parameters()]) for y in (found, expected)),
+                    strict=True):
+        assert torch.allclose(a, b)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import course
-from course import parts, samplers
+from course import lora, parts, samplers
 from course.errors import UsageError
 from course.pipeline import StableDiffusion
 from course.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def _use_everything():
     pipe.vae(torch.randn(1, 3, 32, 32))
     course.presets.autoencoder(course.vq.VQConfig(block_channels=(32,), layers_per_block=1, num_codes=4))(torch.randn(1, 3, 8, 8))
     course.controlnet.ControlNet(course.controlnet.ControlNetConfig(TINY.unet, (16, 16)))
-    course.lora.inject(course.unet.UNet(TINY.unet), targets=("to_q", "conv1"))
+    lora.inject(course.unet.UNet(TINY.unet), targets=("to_q", "conv1"))
     return pipe
 
 
