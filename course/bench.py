@@ -141,3 +141,63 @@ def lora(preset: Annotated[str, typer.Option(help="The recipe of `course train l
                       *(f"{100 * row[key]:.1f} %" for key in ("new_before", "new_after", "old_before", "old_after")),
                       f"{row['seconds'] / 60:.1f}")
     Console().print(table)
+
+
+@app.command()
+def speed(size: Annotated[str, typer.Option(help="course, sd15 or sdxl.")] = "course",
+          rounds: Annotated[int, typer.Option(help="Turns of each; the median counts.")] = 10,
+          only: Annotated[str | None, typer.Option(help="Only rows with this in their name, and no other tables.")] = None,
+          compiled: Annotated[bool, typer.Option("--compile", help="Also both through torch.compile; takes minutes.")] = False,
+          prompts: Annotated[int, typer.Option(help="For the oracle, of each approximation; 0: no approximations.")] = 256,
+          threads: Annotated[int, typer.Option(help="Of a CPU; 0: as many as torch takes.")] = 0,
+          device: Device = "auto", as_json: Json = False) -> None:
+    """Time every network and whole runs beside diffusers, in turns, and print the floor beside both. Needs an idle machine."""
+    import torch
+    from rich.console import Console
+
+    from course.device import choose
+    from course.evaluation import faster, machine, speed_tables
+    from course.evaluation import speed as comparison
+    from course.training.progress import Progress
+    if rounds < 1 or threads < 0 or not (prompts == 0 or prompts >= 8):
+        raise UsageError(f"rounds must be at least 1, threads 0 or more, prompts 0 or at least 8, got {rounds}, {threads} and "
+                         f"{prompts}")
+    if threads:
+        torch.set_num_threads(threads)
+    device = choose(device)
+    found = machine.measure(device, torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    with Progress(f"{size}, beside diffusers", as_json) as progress:
+        rows = comparison.run(found, size, rounds, only, compiled, progress.update)
+    whole, ways, starts = only is None and size == "course", [], []
+    if whole and prompts:
+        with Progress("approximations, and what they cost", as_json) as progress:
+            ways = faster.run(found, prompts, rounds, progress=progress.update)
+    if whole:
+        starts = comparison.start_up()
+    if as_json:
+        print(json.dumps({"machine": found.as_dict(), "rows": rows, "approximate": ways, "start_up": starts}))
+    else:
+        for table in speed_tables.tables(found, rows, ways, starts):
+            Console().print(table)
+    raise typer.Exit(0 if all(row["equal"] for row in rows) else 1)
+
+
+@app.command()
+def scaling(rounds: Annotated[int, typer.Option(help="Turns of each size; the median counts.")] = 5, device: Device = "auto",
+            as_json: Json = False) -> None:
+    """Cost against resolution, batch, width and length of the text: the fitted exponent beside the counted one."""
+    from rich.console import Console
+
+    from course.device import choose
+    from course.evaluation import machine, speed_tables
+    from course.evaluation import scaling as experiment
+    from course.training.progress import Progress
+    if rounds < 1:
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
+    found = machine.measure(choose(device))
+    with Progress("four axes", as_json) as progress:
+        rows = experiment.run(found, rounds, progress=progress.update)
+    if as_json:
+        print(json.dumps({"machine": found.as_dict(), "rows": rows}))
+        return
+    Console().print(speed_tables.scaling(found, rows))

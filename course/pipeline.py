@@ -51,8 +51,9 @@ class StableDiffusion:
         An autoencoder that overflows in half precision (`config.vae_float32`) is left in float32, and so is the way from
         noise to x_0: only the networks are in `dtype`.
         """
-        for name, module in self.modules().items():
-            module.to(device, torch.float32 if dtype and name == "vae" and self.config.vae_float32 else dtype)
+        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format    # for tensor cores
+        for name, net in self.modules().items():
+            net.to(device, torch.float32 if dtype and name == "vae" and self.config.vae_float32 else dtype, memory_format=layout)
         return self
 
     def in_tiles(self, side: int | None) -> "StableDiffusion":
@@ -228,7 +229,6 @@ class StableDiffusion:
         if image is not None:
             image = image.float().to(self.device)
             timesteps = timesteps[len(timesteps) - max(1, int(strength * steps + 1e-9)):]
-
         keep, controls = None, controlnet.checked(control, B, height, width) if control else []
         # a block of a student's may count on a row of the time embedding for each picture
         levels = None if {"unet.UNet", "layers.ResBlock", "controlnet.ControlNet"} & set(self.swaps) else timesteps

@@ -61,7 +61,8 @@ def test_every_option_reaches_the_pipeline(course, monkeypatch):
     monkeypatch.setattr(StableDiffusion, "latents", latents)
     code, _, err = course("sample", "x", "--image", "picture.png", "--mask", "mask.png", "--strength", "0.5", "--guidance", "4",
                           "--guidance-interval", "200,800.5", "--guidance-rescale", "0.7", "--negative-prompt", "a ring",
-                          "--sampler", "heun", "--deep-cache", "3", "--steps", "7", "--seed", "5", "--tile", "32", "--precision", "bf16")
+                          "--sampler", "heun", "--deep-cache", "3", "--steps", "7", "--seed", "5", "--tile", "32",
+                          "--precision", "bf16")
     assert code == 0, err
     image, mask = seen.pop("image"), seen.pop("mask")
     assert image.shape == (1, 3, 48, 32) and image[0, 0].min() == 1.0 and mask.shape == (1, 1, 48, 32)

@@ -15,8 +15,11 @@ from course.data import Scenes, oracle
 
 def measure(pipe, prompts: int = 1024, objects: tuple[int, int] = (1, 3), textures: tuple[str, ...] = ("plain",),
             steps: int = 25, guidance_scale: float | None = None, sampler: str = "ddim", seed: int = 0, batch: int = 64,
-            progress: Callable[[float], None] = lambda done: None) -> tuple[list[dict], dict[str, Tensor]]:
-    """(rows, {split: pictures (n,3,S,S) uint8}); a row is {"split", "objects", "prompts", and the rates of oracle.score}."""
+            progress: Callable[[float], None] = lambda done: None, **more) -> tuple[list[dict], dict[str, Tensor]]:
+    """(rows, {split: pictures (n,3,S,S) uint8}); a row is {"split", "objects", "prompts", and the rates of oracle.score}.
+
+    `more`: what `latents` takes beside these.
+    """
     size, rows, drawn = pipe.config.image_size, [], {}
     plan = {"test": prompts, "heldout": max(8, prompts // 4)}
     for split, n in plan.items():
@@ -25,7 +28,7 @@ def measure(pipe, prompts: int = 1024, objects: tuple[int, int] = (1, 3), textur
         said, parts = data.captions(range(n), full=True), []
         for start in range(0, n, batch):
             x0 = pipe.latents(said[start: start + batch], steps=steps, guidance_scale=guidance_scale, seed=seed + start,
-                              sampler=sampler)
+                              sampler=sampler, **more)
             parts.append(pixels.to_bytes(pipe.decode(x0).cpu()))
             progress((sum(map(len, drawn.values())) + start + batch) / sum(plan.values()))
         drawn[split] = torch.cat(parts)
