@@ -175,7 +175,8 @@ def speed(size: Annotated[str, typer.Option(help="course, sd15 or sdxl.")] = "co
     if whole:
         starts = comparison.start_up()
     if as_json:
-        print(json.dumps({"machine": found.as_dict(), "rows": rows, "approximate": ways, "start_up": starts}))
+        print(json.dumps({"machine": found.as_dict(), "rows": rows, "approximate": ways, "start_up": starts,
+                          "gpu": "this one" if device.startswith("cuda") else speed_tables.NO_GPU}))
     else:
         for table in speed_tables.tables(found, rows, ways, starts):
             Console().print(table)

@@ -86,7 +86,8 @@ def pipeline(pipe, denoiser: nn.Module):
     c, s = pipe.config, pipe.config.schedule
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=s.num_steps, beta_start=s.beta_start, beta_end=s.beta_end, beta_schedule=s.kind, clip_sample=False,
-        set_alpha_to_one=s.final_alpha_cumprod == 1.0, steps_offset=c.offset, timestep_spacing=c.spacing,
+        set_alpha_to_one=s.final_alpha_cumprod == 1.0, timestep_spacing=c.spacing,
+        steps_offset=1 if c.spacing == "trailing" else c.offset,                        # unused there; 0 would make it warn
         prediction_type={"eps": "epsilon", "v": "v_prediction"}[c.predict])
     theirs = diffusers.StableDiffusionPipeline(
         vae=None, text_encoder=None, tokenizer=None, unet=denoiser, scheduler=scheduler, safety_checker=None,

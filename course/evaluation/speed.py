@@ -26,6 +26,7 @@ from course.evaluation.machine import Machine
 from course.memo import can_pack, remembering
 from course.pipeline import SHIPPED, StableDiffusion
 from course.training import flops, loop
+from course.training.engine import BF16_PEAKS
 
 SIZES = ("course", "sd15", "sdxl")
 PROMPT = "a small red ring left of a large blue square"
@@ -82,8 +83,15 @@ def measure(case: Case, machine: Machine, size: str, rounds: int) -> dict:
         gate = aim = None                                      # gates are meant for one picture, and for a training batch
     return {"name": case.name, "size": size, "batch": case.batch, "ours_ms": 1000 * mine, "theirs_ms": 1000 * other,
             "their_layout": layout, "ratio": other / mine, "ratio_low": min(pairs), "ratio_high": max(pairs), "rounds": rounds,
-            "floor_ms": 1000 * floor, "of_floor": floor / mine, "gflop": case.flops / 1e9, "error": error,
+            "floor_ms": 1000 * floor, "of_floor": floor / mine, "gflop": case.flops / 1e9, "mfu": mfu(case, machine, mine),
+            "error": error,
             "equal": error <= EQUAL[machine.dtype], "gate": gate, "aim": aim, "note": case.note}
+
+
+def mfu(case: Case, machine: Machine, seconds: float) -> float | None:
+    """The share of the peak on the maker's data sheet; None on a CPU, and for a GPU that we do not know."""
+    peak = next((peak for known, peak in BF16_PEAKS.items() if machine.device.startswith("cuda") and known in machine.name), None)
+    return peak and case.flops / seconds / peak
 
 
 def in_turns(functions: dict[str, Callable], rounds: int, device: str = "cpu", turn: float = 0.1) -> dict[str, list[float]]:

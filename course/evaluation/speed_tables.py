@@ -4,6 +4,8 @@ from rich.table import Table
 
 from course.evaluation.machine import Machine
 
+NO_GPU = "SD 1.5 in bf16, compiled, and training at SD size: not measured on a GPU"
+
 
 def describe(machine: Machine) -> str:
     busy = f", BUSY: load {machine.load:.1f}, times mean little" if machine.load > 0.5 else ""
@@ -28,7 +30,10 @@ def beside(machine: Machine, rows: list[dict]) -> Table:
         table.add_row(row["name"], f"{row['ours_ms']:.1f}", f"{row['theirs_ms']:.1f} ({row['their_layout']})",
                       f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} ... {row['ratio_high']:.2f}", gate,
                       f"{row['floor_ms']:.1f}", f"{100 * row['of_floor']:.0f} %",
-                      f"{row['error']:.0e}" + ("" if row["equal"] else " DIFFERS"), row["note"])
+                      f"{row['error']:.0e}" + ("" if row["equal"] else " DIFFERS"),
+                      row["note"] + (f" {100 * row['mfu']:.0f} % of the data sheet's peak" if row.get("mfu") else ""))
+    if not machine.device.startswith("cuda"):
+        table.caption = NO_GPU
     return table
 
 

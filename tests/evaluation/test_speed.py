@@ -75,6 +75,13 @@ def test_operations_of_sd15_by_the_one_convention():
     assert abs(counted / 2 / 1e9 - 401.6) < 1
 
 
+def test_share_of_the_peak_is_for_gpus_that_are_known():
+    case = speed.Case("", 1, None, {}, flops=989e12)
+    found = [machine.Machine(device, name, 1, "", "bfloat16", 1.0, 1.0, 0.0) for device, name in
+             (("cuda", "NVIDIA H100 80GB HBM3"), ("cuda", "another"), ("cpu", "EPYC"))]
+    assert [speed.mfu(case, m, 4.0) for m in found] == [0.25, None, None]
+
+
 def test_turns_are_taken_and_filled():
     order = []
     times = speed.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, turn=0.0)
@@ -133,7 +140,7 @@ def test_tables_say_what_was_measured():
     for table in speed_tables.tables(SLOW_MACHINE, rows, ways, starts):
         console.print(table)
     said = console.export_text()
-    for part in ("1.30", "DIFFERS", "channels_last", "90.0 %", "0.05", "20 %", "1 GFLOP/s"):
+    for part in ("1.30", "DIFFERS", "not measured on a GPU", "channels_last", "90.0 %", "0.05", "20 %", "1 GFLOP/s"):
         assert part in said, part
 
 
