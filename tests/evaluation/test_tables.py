@@ -1,6 +1,8 @@
 """The comparison tables: rules by made-up rows, and the whole command at the quick scale."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -8,8 +10,8 @@ from typer.testing import CliRunner
 from course import cli
 from course.errors import UsageError
 from course.evaluation import tables
-from course.evaluation.tables import audit, guidance, page, resolution, steps
-from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work
+from course.evaluation.tables import audit, guidance, page, reach, resolution, steps
+from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work, claimed
 
 CPU = SCALES["cpu"]
 
@@ -33,7 +35,7 @@ def test_all_at_the_quick_scale(tmp_path):
 
 
 def test_unknown_tables_and_scales():
-    with pytest.raises(UsageError, match="no table Q; expected all, or some of C, D, F, I"):
+    with pytest.raises(UsageError, match="no table Q; expected all, or some of C, D, F, I, J"):
         tables.chosen("c,q")
     run = CliRunner().invoke(cli.app, ["tables", "C", "--scale", "huge"])
     assert isinstance(run.exception, UsageError) and "quick, cpu, gpu" in str(run.exception)
@@ -44,6 +46,27 @@ def test_a_row_is_kept_and_read_again(tmp_path):
     for _ in range(2):
         assert work.once("a", lambda: calls.append(1) or {"x": (1, 2)}) == {"x": [1, 2]}
     assert len(calls) == 1
+
+
+def test_two_processes_share_the_rows(tmp_path):
+    """A row that another process has begun is left to it, and waited for when all others are there."""
+    hold = ("import sys, time; from pathlib import Path; from course.evaluation.tables.table import claimed\n"
+            "with claimed(Path(sys.argv[1]), False) as mine:\n"
+            "    print(mine, flush=True); sys.stdin.readline(); Path(sys.argv[2]).write_text('{\"x\": 7}')")
+    (tmp_path / "rows").mkdir()
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "rows/a.lock"), str(tmp_path / "rows/a.json")],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    with claimed(tmp_path / "rows" / "a.lock", wait=False) as mine:
+        assert not mine
+    done = []
+
+    def b():
+        done.append("b")
+        other.communicate("go on\n")                           # the other one ends only after this row
+        return {"x": 2}
+    assert Work(tmp_path, CPU).share({"a": lambda: done.append("a") or {"x": 1}, "b": b}) == [{"x": 7}, {"x": 2}]
+    assert done == ["b"]
 
 
 def swept(fds, rights=None, width=0.0):
@@ -85,6 +108,42 @@ def test_resolution_counts_what_it_says():
     assert large["pixel_parameters"] == small["pixel_parameters"]
     assert large["decoder"] == pytest.approx(4 * small["decoder"], rel=1e-3)
     assert large["pixel_pass"] > 3.9 * small["pixel_pass"]
+
+
+def arm(kid, seconds, width=0.5, **more):
+    return {"kid": kid, "kid_low": kid - width, "kid_high": kid + width, "seconds": seconds, "images": 10 * seconds,
+            "flops": 1e6 * seconds} | more
+
+
+def race(crossing, faster, first=60.0, wide=0.5):
+    """Pixels end at KID 10 after 2,400 s; a latent arm falls from 20, and is at 5 after `crossing` seconds."""
+    ends = [arm(10, 2400, arm="pixel", seed=0), arm(11, 2400, arm="pixel", seed=1)]
+    curve = [arm(20, crossing / 2), arm(5, crossing, wide), arm(2, 2 * crossing, wide)]
+    latent = arm(2, 2 * crossing, arm="latent", seed=0, first_seconds=first, first_flops=1e6 * first, curve=curve)
+    latent |= reach.reached(curve, ends)
+    costs = [{"arm": "cost", "side": side, "ratio_best": faster} | {f"{a}_best": x for a, x in (
+        ("pixel", faster), ("latent", 1.0), ("decode", 0.0))} for side in (64, 128)]
+    return reach.finished([*ends, latent, *costs, {"arm": "few", "pixel_steps": 10, "latent_steps": 5}])
+
+
+def test_when_a_latent_arm_has_reached_the_mark():
+    rows = race(crossing=60, faster=30)
+    latent, few = rows[2], rows[-1]
+    assert latent["reached"] == latent["about"] == 60 and latent["ratio_seconds"] == latent["ratio_flops"] == 40
+    assert latent["ratio_with"] == latent["ratio_flops_with"] == 20 and latent["ceiling"] == 40
+    assert few["ratio_best"] == 60                             # twice as many steps of a step that costs 30 times as much
+    unsure = race(crossing=60, faster=30, wide=6.0)[2]         # 5 is below 10, but 11 is not below 9.5
+    assert unsure["about"] == 60 and unsure["reached"] == 120 and unsure["ratio_seconds"] == 20
+    never = reach.reached([arm(12, 60)], [arm(10, 2400)])
+    assert never["reached"] is None and never["ratio_seconds"] is None and never["about"] is None
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    (race(60, 30), SUPPORTED), (race(60, 10), CONTRADICTED), (race(600, 30), CONTRADICTED),
+    (race(110, 30, wide=6.0), INCONCLUSIVE),                   # 21.8 times at best, 10.9 for sure
+    (race(60, 30, wide=100.0), INCONCLUSIVE)])                 # never for sure
+def test_the_rule_of_compute(rows, verdict):
+    assert reach.rule(rows, CPU)[0] == verdict
 
 
 def kinds(order, other=None):

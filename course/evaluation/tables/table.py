@@ -7,6 +7,7 @@ Published figures and the course's stand in different columns, never in one: oth
 import json
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,34 @@ class Work:
         row = compute()
         files.write_json(path, row)
         return json.loads(path.read_text("utf-8"))             # the same numbers, whether computed or read
+
+    def share(self, jobs: dict[str, Callable[[], dict]]) -> list[dict]:
+        """The rows of all jobs, in their order. A second process that makes the same table in the same folder takes those that
+        the first has not begun: with one thread each, two of them keep two cores busy."""
+        for wait in (False, True):
+            for key, compute in jobs.items():
+                with claimed(self.folder / "rows" / f"{key}.lock", wait) as mine:
+                    if mine:
+                        self.once(key, compute)
+        return [self.once(key, compute) for key, compute in jobs.items()]
+
+
+@contextmanager
+def claimed(path: Path, wait: bool):
+    """with claimed(path, wait=False) as mine: whether nobody else holds `path`; a process that dies lets go of it."""
+    try:
+        import fcntl
+    except ImportError:                                        # Windows: one process at a time
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @dataclass(frozen=True)
