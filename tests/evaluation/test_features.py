@@ -46,6 +46,18 @@ def test_a_trained_network_is_found_by_its_folder(tmp_path):
         features.course(tmp_path / "nowhere")
 
 
+def test_the_network_that_comes_with_the_course():
+    """It knows what it measures, and whoever trains it anew has another one: no figure may be compared across."""
+    found = features.course()
+    assert found.name == "FD-course" and found.sha256.startswith("28742eef72374f43")
+    data = Scenes(64, "test", objects=(1, 1), textures=("plain",), degraded=0.0)
+    images, wanted = data.images(range(128)), attributes.answers(data.scenes(range(128)))["pair"]
+    assert (found.classes(images).argmax(1) == wanted.argmax(1)).double().mean() > 0.85
+    real, same = found.of(images), found.of(data.images(range(128, 256)))
+    blurred = found.of(torch.nn.functional.avg_pool2d(images, 3, 1, 1))
+    assert metrics.kernel_distance(real, blurred) > 5 * abs(metrics.kernel_distance(real, same))
+
+
 def test_fd_notices_what_is_wrong_with_pictures():
     extractor = features.random()
     data = Scenes(64, "test", objects=(1, 1), degraded=0.0)
