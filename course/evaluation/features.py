@@ -47,10 +47,13 @@ def course(source: str | Path = "fd-mini", device: str = "cpu") -> Extractor:
     folder = next((f for f in (Path(source) / "model", Path(source), SHIPPED / source) if (f / "features.json").is_file()), None)
     if folder is None:
         raise CheckpointError(f"no feature network in {source}: expected features.json; `course train features` makes one")
-    net = attributes.AttributeNet(**json.loads((folder / "features.json").read_text("utf-8")))
+    config = json.loads((folder / "features.json").read_text("utf-8"))
+    scale = config.pop("scale", 1.0)
+    net = attributes.AttributeNet(**config)
     files.load_into(net, files.load_tensors(folder / "features.safetensors")[0], str(folder))
     net.to(device).eval()
-    return Extractor("FD-course", digest(net), lambda x: net.features(x.to(device)),
+    # KID's cubic kernel is made for features of size one: larger ones leave it to the few largest
+    return Extractor("FD-course", digest(net), lambda x: net.features(x.to(device)) * scale,
                      lambda x: net(x.to(device))["pair"].softmax(-1))
 
 
