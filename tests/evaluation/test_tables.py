@@ -166,6 +166,9 @@ def test_how_figures_are_written():
     assert Column("x", "x", "%").say(0.5) == "50.0 %" and Column("x", "x", ",d").say(12288) == "12,288"
     assert Column("x", "x", ".2f").say(None) == Column("x", "x").say(float("nan")) == "–"
     assert Column("x", "x").say("ddim") == "ddim"
-    result = {"rows": [{"guidance": 1.5, "right": 0.5, "fd": 1.0}], "verdict": SUPPORTED, "why": "so"}
+    result = {"rows": [{"guidance": 1.5, "right": 0.5, "fd": 1.0}], "verdict": SUPPORTED, "why": "so", "networks": {}}
     assert "50.0 \\%" in page.latex(guidance.TABLE, result)
-    assert page.markdown(guidance.TABLE, result).startswith("| guidance scale |")
+    assert page.markdown(guidance.TABLE, result).startswith("| guidance scale | FD-course | KID-course |")
+    released = result | {"networks": {"FID": "1", "CLIP": "2"}}                 # of other networks: never under the course's name
+    assert page.markdown(guidance.TABLE, released).startswith("| guidance scale | FID | KID |")
+    assert "CLIP score" in page.latex(guidance.TABLE, released) and "course" not in page.latex(guidance.TABLE, released)

@@ -15,11 +15,10 @@ KINDS = ("other scenes", "the autoencoder", "w = 1.5, 25 steps", "w = 7.5, 25 st
 def measure(work: Work) -> list[dict]:
     quick = work.scale.name == "quick"
     n, steps = work.scale.pictures, (1, 1) if quick else (25, 5)
-    trained = features.random(7) if quick else features.course(device=work.device)
-    work.extractor = trained.sha256
+    trained = drawn.extractor(work)
     judge = drawn.Judge(64, n, (1, 3), trained)
     pipe = StableDiffusion.load("scenes64", work.device)
-    clouds = {"course": trained, "untrained": features.random(), "untrained, other seed": features.random(1)}
+    clouds = {"course": trained, "untrained": features.random(2), "untrained, other seed": features.random(1)}
 
     def images(kind: str, number: int):
         def tick(share: float) -> None:

@@ -29,7 +29,7 @@ stand in different tables: other data, other networks, and FD-course is no FID.<
 <p>{{ t.claim }}. <span class="small">Falsified if {{ t.falsified_if }}.</span></p>
 <p><span class="verdict {{ t.r.verdict }}">{{ t.r.verdict }}</span>: {{ t.r.why }}.</p>
 <figure><img src="{{ t.figure }}" alt="{{ t.title }}"></figure>
-<div class="scroll"><table><thead><tr>{% for c in t.columns %}<th>{{ c.head }}</th>{% endfor %}</tr></thead><tbody>
+<div class="scroll"><table><thead><tr>{% for head in t.heads %}<th>{{ head }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in t.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% if t.published %}<p class="small">Published:</p><div class="scroll"><table><thead><tr>
@@ -39,7 +39,7 @@ stand in different tables: other data, other networks, and FD-course is no FID.<
 {% for note in t.notes %}<p class="small">{{ note }}</p>{% endfor %}
 <p class="small">{{ t.r.scale }} scale, n = {{ t.r.n }}, seed {{ t.r.seed }}, {{ t.r.device }}, commit {{ t.r.commit }},
 {{ t.r.date }}, {{ "%.0f"|format(t.r.seconds) }} s
-{%- if t.r.extractor %}, feature network {{ t.r.extractor[:12] }}{% endif %}</p></section>
+{%- for name, sha in t.r.networks.items() %}, {{ name }}: network {{ sha[:12] }}{% endfor %}</p></section>
 {% endfor %}
 <section><h2>Where the article errs</h2><div class="scroll"><table>
 <thead><tr><th>section</th><th>the article says</th><th>what is so</th><th>source</th><th>seen here</th></tr></thead><tbody>
@@ -48,6 +48,19 @@ stand in different tables: other data, other networks, and FD-course is no FID.<
 {% endfor %}</tbody></table></div><p class="small">✓: a check in the code computes it.</p></section>
 </body></html>
 """
+
+
+RELEASED = {"FID": {"FD-course": "FID", "KID-course": "KID"}, "CLIP": {"CLIP-course": "CLIP score"},
+            "LPIPS": {"PSIM-course": "LPIPS"}}
+
+
+def heads(table: Table, result: dict) -> list[str]:
+    """How the columns are called: a figure of a released network has not the course's name."""
+    said = [c.head for c in table.columns]
+    for network in result["networks"]:
+        for own, theirs in RELEASED.get(network, {}).items():
+            said = [head.replace(own, theirs) for head in said]
+    return said
 
 
 def cells(columns: tuple[Column, ...], rows: list[dict]) -> list[list[str]]:
@@ -69,7 +82,7 @@ def write(folder: Path, made: list[tuple[Table, dict]]) -> Path:
     from jinja2 import Environment
     verdicts = [result["verdict"] for _, result in made]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "contradicted", "inconclusive") if v in verdicts)
-    told = [{"name": t.name, "title": t.title, "claim": t.claim, "falsified_if": t.falsified_if, "columns": t.columns,
+    told = [{"name": t.name, "title": t.title, "claim": t.claim, "falsified_if": t.falsified_if, "heads": heads(t, result),
              "r": result, "rows": cells(t.columns, result["rows"]), "published": published(t), "notes": t.notes,
              "figure": report.inline({"f": folder / t.name / "figure.png"})["f"]} for t, result in made]
     wrong = [{"section": e.section, "says": e.says, "is_": e.is_, "source": e.source, "seen": "✓" if e.holds() else ""}
@@ -81,8 +94,8 @@ def write(folder: Path, made: list[tuple[Table, dict]]) -> Path:
 
 
 def markdown(table: Table, result: dict) -> str:
-    heads = [c.head for c in table.columns]
-    lines = [heads, ["---"] * len(heads), *cells(table.columns, result["rows"])]
+    first = heads(table, result)
+    lines = [first, ["---"] * len(first), *cells(table.columns, result["rows"])]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{result['verdict']}: {result['why']}\n"
 
 
@@ -92,6 +105,6 @@ def latex(table: Table, result: dict) -> str:
         return "".join("\\" + sign if sign in "&%$#_{}" else sign for sign in text)
     rows = cells(table.columns, result["rows"])
     body = "\n".join("  " + " & ".join(map(safe, line)) + r" \\" for line in rows)
-    heads = " & ".join(safe(c.head) for c in table.columns)
-    return (f"\\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}\n  \\toprule\n  {heads} \\\\\n  \\midrule\n{body}\n"
+    first = " & ".join(map(safe, heads(table, result)))
+    return (f"\\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}\n  \\toprule\n  {first} \\\\\n  \\midrule\n{body}\n"
             f"  \\bottomrule\n\\end{{tabular}}\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from course import demo, presets
-from course.evaluation import cost, features, figures
+from course.evaluation import cost, figures
 from course.evaluation.tables import arms, drawn
 from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Column, Scale, Table, Work
 from course.training import diffusion, flops, loop
@@ -44,9 +44,7 @@ PICTURES = {"quick": 24, "cpu": 256, "gpu": 5_000}              # a pixel model 
 
 def measure(work: Work) -> list[dict]:
     plan, n = PLANS[work.scale.name], PICTURES[work.scale.name]
-    extractor = features.random() if work.scale.name == "quick" else features.course(device=work.device)
-    work.extractor = extractor.sha256
-    judge = drawn.Judge(64, n, (1, 1), extractor)
+    judge = drawn.Judge(64, n, (1, 1), drawn.extractor(work))
     lesson = arms.Lesson(pictures=64 if work.scale.name == "quick" else demo.recipe_for(work.device).pictures)
     study = Study(work, plan, lesson, judge)
     jobs = {"real": lambda: {"arm": "floor", "what": "the pictures themselves"} | judge.says(judge.own)}

@@ -4,7 +4,7 @@ import statistics
 import time
 from pathlib import Path
 
-from course.evaluation import features, figures
+from course.evaluation import figures
 from course.evaluation.tables import drawn
 from course.evaluation.tables.guidance import JUDGED
 from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Column, Scale, Table, Work
@@ -19,9 +19,7 @@ MODELS = {"latent": "scenes64", "pixel": "scenes64-pixel"}
 
 def measure(work: Work) -> list[dict]:
     quick = work.scale.name == "quick"
-    extractor = features.random() if quick else features.course(device=work.device)
-    work.extractor = extractor.sha256
-    judge = drawn.Judge(64, work.scale.pictures, (1, 3), extractor)
+    judge = drawn.Judge(64, work.scale.pictures, (1, 3), drawn.extractor(work))
     plan = [(arm, *point) for arm, points in (QUICK if quick else PLAN).items() for point in points]
     loaded, rows = {}, [work.once("real", lambda: {"arm": "the pictures themselves"} | judge.says(judge.own))]
     cost = sum((1 if arm == "latent" else 8) * steps * (2 if sampler == "heun" else 1) for arm, sampler, steps in plan)

@@ -40,7 +40,15 @@ class Work:
     device: str = "cpu"
     seed: int = 0
     progress: Callable[[float], None] = lambda done: None
-    extractor: str | None = None           # sha256 of the network that a distance was measured with
+    inception: Path | None = None          # files of released networks, to measure with in place of the course's own
+    clip: Path | None = None
+    lpips: Path | None = None
+    networks: dict[str, str] = field(default_factory=dict)     # what was measured with: name -> sha256
+
+    def with_network(self, network):
+        """Note that `network` measures this table's figures; returns it."""
+        self.networks[network.name] = network.sha256
+        return network
 
     def once(self, key: str, compute: Callable[[], dict]) -> dict:
         """The row `key`: from its file, or computed and written; so a run that was stopped goes on where it was."""
@@ -126,7 +134,7 @@ def make(table: Table, work: Work) -> dict:
     result = {"table": table.name, "title": table.title, "claim": table.claim, "falsified_if": table.falsified_if,
               "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.scale.pictures,
               "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(), "device": device_name(work.device),
-              "extractor": work.extractor, "date": begun.date().isoformat(),
+              "networks": work.networks, "date": begun.date().isoformat(),
               "seconds": (datetime.now(UTC) - begun).total_seconds()}
     files.write_json(work.folder / "table.json", result)
     return result
