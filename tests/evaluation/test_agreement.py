@@ -94,3 +94,27 @@ def test_cosines_by_hand_and_no_judge_of_its_own_pupil():
         found.judges(SimpleNamespace(text_encoder=model.text_encoder, origin="its pupil"))
     other = SimpleNamespace(text_encoder=text.TextEncoder(model.text_encoder.config), origin="a stranger")
     assert found.judges(other) is found
+
+
+def test_a_bag_of_words_cannot_tell_an_exchange():
+    """A scorer that counts words is at chance, with every tie lost; one that reads the order notices all."""
+    from course.evaluation.tables import twins
+    data = Scenes(64, "test", objects=(2, 2), textures=("plain",), degraded=0.0)
+    own = set(data.captions(range(24), full=True))
+
+    def scorer(cosines):
+        return agreement.Scorer("made up", "0", cosines, "0")
+    bag = scorer(lambda images, said: torch.tensor([float(len(s)) for s in said]))
+    reader = scorer(lambda images, said: torch.tensor([float(s in own) for s in said]))
+    assert twins.tells_apart(bag, 24) == 0.0 and twins.tells_apart(reader, 24) == 1.0
+
+
+def test_who_follows_the_oracle():
+    from course.evaluation.tables import twins
+    data = Scenes(64, "test", objects=(1, 1), textures=("plain",), degraded=0.0)
+    scenes, images = data.scenes(range(16)), data.images(range(16))
+    half = torch.cat([images[:8], torch.zeros(8, 3, 64, 64)])
+    good = torch.tensor([1.0] * 8 + [0.0] * 8)
+    assert twins.follows(good, half, scenes) == pytest.approx(1.0)
+    assert twins.follows(1 - good, half, scenes) == pytest.approx(-1.0)
+    assert twins.follows(good, images, scenes) == 0.0                           # all right: there is nothing to follow

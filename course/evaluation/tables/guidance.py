@@ -15,16 +15,17 @@ def measure(work: Work) -> list[dict]:
     quick = work.scale.name == "quick"
     pipe = StableDiffusion.load("scenes64", work.device)
     judge = drawn.Judge(64, work.scale.pictures, (1, 3), drawn.extractor(work), drawn.scorer(work).judges(pipe))
-    rows = [work.once("real", lambda: {"guidance": "the pictures themselves"} | judge.says(judge.own)),
-            work.once("rebuilt", lambda: {"guidance": "the autoencoder alone"} | judge.says(drawn.rebuilt(pipe, judge.own)))]
+    jobs = {"real": lambda: {"guidance": "the pictures themselves"} | judge.says(judge.own),
+            "rebuilt": lambda: {"guidance": "the autoencoder alone"} | judge.says(drawn.rebuilt(pipe, judge.own)),
+            "shuffled": lambda: {"guidance": "the pictures of other prompts"} | judge.says(judge.own.roll(1, 0))}
     scales = QUICK if quick else SCALES
     for number, w in enumerate(scales):
         def compute(w: float = w, number: int = number) -> dict:
             images = drawn.pictures(pipe, judge.prompts, work.seed, steps=2 if quick else 25, guidance_scale=w,
                                     tick=lambda share: work.progress((number + share) / len(scales)))
             return {"guidance": w} | judge.says(images)
-        rows.append(work.once(f"guidance-{w:g}", compute))
-    return rows
+        jobs[f"guidance-{w:g}"] = compute
+    return work.share(jobs)
 
 
 def swept(rows: list[dict]) -> list[dict]:
@@ -53,7 +54,7 @@ def draw(path: Path, rows: list[dict]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.1))
     w = [r["guidance"] for r in found]
     left.plot(w, [r["fd"] for r in found], "o-", color=figures.LATENT, label="drawn")
-    for r, style in zip(floor, (":", "--"), strict=False):
+    for r, style in zip(floor[:2], (":", "--"), strict=True):
         left.axhline(r["fd"], color=figures.FAINT, ls=style, label=r["guidance"])
     left.set(xlabel="guidance scale w", title="FD-course, lower is better", ylim=(0, None))
     right.plot(w, [100 * r["right"] for r in found], "o-", color=figures.LATENT, label="all right, by the oracle")
