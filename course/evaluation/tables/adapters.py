@@ -28,6 +28,7 @@ LEARNED = {"quick": 32, "cpu": 4_096, "gpu": 16_384}
 
 
 def measure(work: Work) -> list[dict]:
+    work.pictures = PICTURES[work.scale.name]
     jobs = {"base": lambda: Trial(work).base()}
     for start in ("zero", "gaussian"):
         jobs[f"controlnet-{start}"] = lambda start=start: Trial(work).controlnet(start)

@@ -120,5 +120,5 @@ TABLE = Table(
     columns(), measure, rule, draw,
     notes=("FD falls with n by about c / n, and c differs from row to row: figures at different n cannot be compared.",
            "Judges: an exchange swaps two words of a caption, so that each shape has the other's colour, or the like; chance is "
-           "50 %. The two with and without near misses were trained in this table, for as long as each other. The correlation is over "
-           "256 pictures drawn in five steps."))
+           "50 %. The two with and without near misses were trained in this table, for as long as each other. The correlation is "
+           "over 256 pictures drawn in five steps."))

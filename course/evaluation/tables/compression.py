@@ -36,7 +36,8 @@ def config(f: int) -> "presets.PipelineConfig":
 
 def measure(work: Work) -> list[dict]:
     quick = work.scale.name == "quick"
-    judge = drawn.Judge(64, PICTURES[work.scale.name], (1, 1), drawn.extractor(work))
+    work.pictures = PICTURES[work.scale.name]
+    judge = drawn.Judge(64, work.pictures, (1, 1), drawn.extractor(work))
     lesson = arms.Lesson(pictures=64 if quick else demo.recipe_for(work.device).pictures)
     jobs = {"real": lambda: {"f": "the pictures themselves"} | judge.says(judge.own)}
     sides = (1, 8) if quick else tuple(SHAPES)
@@ -116,6 +117,7 @@ def draw(path: Path, rows: list[dict]) -> None:
                 axis.plot([p[key] for p in points], [p["kid"] for p in points], "o-", ms=4, lw=1.2, color=colors[r["f"]],
                           label=f"f = {r['f']}" if r["seed"] == 0 else None)
         axis.set(xlabel=title, xscale="linear" if key == "seconds" else "log")
+        axis.xaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
     axes[0].set_title("KID-course, lower is better")
     axes[2].legend(fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     figure.tight_layout()

@@ -19,7 +19,7 @@ PAGE = """<!doctype html>
  .verdict { font-weight: 650; white-space: nowrap; } .small { font-size: .86rem; opacity: .85; }
  .supported { color: var(--latent); } .contradicted { color: var(--pixel); } .inconclusive { opacity: .8; }
  .supported::before { content: "✓ "; } .contradicted::before { content: "✗ "; } .inconclusive::before { content: "? "; }
- td.words { text-align: left; min-width: 12rem; } td:first-child { white-space: nowrap; }
+ td { white-space: nowrap; } td.words { text-align: left; min-width: 12rem; white-space: normal; }
  figure { margin: 1rem 0; } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
  nav ul { list-style: none; padding: 0; margin: 0; } nav li { margin: 0 0 .55rem; padding-left: 2.1rem; text-indent: -2.1rem; }
  nav li b { display: inline-block; width: 1.9rem; text-indent: 0; } nav .why { display: block; text-indent: 0; }
@@ -27,9 +27,9 @@ PAGE = """<!doctype html>
  @page { size: A4; margin: 14mm; }
  @media print { :root { color-scheme: light; --ink:#111; --page:#fff; --soft:#f4f4f6; --line:#d0d0d6; --latent:#0067a3;
      --pixel:#b84e00; }
-   body { max-width: none; padding: 0; font-size: 10.5px; } h1 { font-size: 1.5rem; } section { break-before: page; }
+   html { font-size: 11px; } body { max-width: none; padding: 0; font-size: 1rem; } section { break-before: page; }
    figure, tr, nav li { break-inside: avoid; } a { color: inherit; text-decoration: none; } .scroll { overflow: visible; }
-   .part > table { font-size: 7.5px; min-width: 0; width: 100%; } th, td { padding: .2rem .3rem; } }
+   .part > table { font-size: .74rem; min-width: 0; width: 100%; } th, td { padding: .2rem .3rem; } }
 </style></head><body>
 <h1>What the papers say, and what comes out here</h1>
 <p>{{ summary }} Each verdict follows from a rule that was written down before the run. Published figures and those of this course

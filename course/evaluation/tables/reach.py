@@ -43,8 +43,8 @@ PICTURES = {"quick": 24, "cpu": 256, "gpu": 5_000}              # a pixel model 
 
 
 def measure(work: Work) -> list[dict]:
-    plan, n = PLANS[work.scale.name], PICTURES[work.scale.name]
-    judge = drawn.Judge(64, n, (1, 1), drawn.extractor(work))
+    plan, work.pictures = PLANS[work.scale.name], PICTURES[work.scale.name]
+    judge = drawn.Judge(64, work.pictures, (1, 1), drawn.extractor(work))
     lesson = arms.Lesson(pictures=64 if work.scale.name == "quick" else demo.recipe_for(work.device).pictures)
     study = Study(work, plan, lesson, judge)
     jobs = {"real": lambda: {"arm": "floor", "what": "the pictures themselves"} | judge.says(judge.own)}

@@ -43,6 +43,7 @@ class Work:
     inception: Path | None = None          # files of released networks, to measure with in place of the course's own
     clip: Path | None = None
     lpips: Path | None = None
+    pictures: int | None = None            # behind each figure, where a table takes fewer than its scale has
     networks: dict[str, str] = field(default_factory=dict)     # what was measured with: name -> sha256
 
     def with_network(self, network):
@@ -132,7 +133,7 @@ def make(table: Table, work: Work) -> dict:
                     if work.scale.name == "quick" else table.rule(rows, work.scale))
     table.draw(work.folder / "figure.png", rows)
     result = {"table": table.name, "title": table.title, "claim": table.claim, "falsified_if": table.falsified_if,
-              "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.scale.pictures,
+              "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.pictures or work.scale.pictures,
               "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(), "device": device_name(work.device),
               "networks": work.networks, "date": begun.date().isoformat(),
               "seconds": (datetime.now(UTC) - begun).total_seconds()}
