@@ -39,6 +39,8 @@ def parity(only: Annotated[str | None, typer.Option(help="Only what has this in 
 def prompts(model: Annotated[str, typer.Option(help="Run or pipeline folder, or a shipped model's name.")] = "scenes64",
             count: Annotated[int, typer.Option(help="Unseen prompts; a quarter as many with pairs held out of training.")] = 1024,
             objects: Annotated[int, typer.Option(help="Prompts name 1 ... this many objects.")] = 3,
+            baselines: Annotated[bool, typer.Option("--baselines", help="Also: the pictures themselves, what the autoencoder "
+                                                    "makes of them, other pictures' prompts, no prompt.")] = False,
             steps: int = 25, guidance: float | None = None, sampler: str = "ddim", seed: int = 0, device: Device = "auto",
             as_json: Json = False) -> None:
     """Draw unseen prompts of Scenes and let the oracle say how many came out right."""
@@ -54,18 +56,19 @@ def prompts(model: Annotated[str, typer.Option(help="Run or pipeline folder, or 
     pipe = StableDiffusion.load(model, choose(device))
     with Progress(f"{count} prompts", as_json) as progress:
         rows, _ = fidelity.measure(pipe, count, (1, objects), steps=steps, guidance_scale=guidance, sampler=sampler, seed=seed,
-                                   progress=progress.update)
+                                   progress=progress.update, baselines=baselines)
     if as_json:
         print(json.dumps({"model": pipe.origin, "steps": steps, "sampler": sampler, "seed": seed, "rows": rows}))
         return
-    keys = ("count", "shape", "color", "size", "position", "relation", "background", "all")
+    keys = ("count", "shape", "color", "binding", "size", "position", "relation", "background", "all")
     table = Table(title=pipe.origin, title_justify="left")
-    for column in ("split", "objects", "prompts", *keys):
+    for column in ("split", "objects", "prompts", *keys, "95 %"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for row in rows:
         unasked = "relation" if row["objects"] == 1 else "position"
-        figures = ("–" if key == unasked else f"{100 * row[key]:.1f} %" for key in keys)
-        table.add_row(row["split"], str(row["objects"]), str(row["prompts"]), *figures)
+        figures = ("–" if key == unasked or row[key] is None else f"{100 * row[key]:.1f} %" for key in keys)
+        table.add_row(row["split"], str(row["objects"]), str(row["prompts"]), *figures,
+                      f"{100 * row['all_low']:.0f} – {100 * row['all_high']:.0f}")
     Console().print(table)
 
 

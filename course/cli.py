@@ -225,9 +225,15 @@ app.add_typer(bench.app, name="bench")
 
 
 @app.command()
-def tables(names: Annotated[str, typer.Argument(metavar="name", help="all, or some, such as C,F.")] = "all",
+def tables(names: Annotated[str, typer.Argument(metavar="name", help="all, or some, such as C,F; report: "
+                                                  "the page anew, of what is there.")] = "all",
            scale: Annotated[str, typer.Option(help="quick (seconds, no verdicts), cpu or gpu.")] = "cpu",
            out: Annotated[Path, typer.Option(help="A folder; what it has is not computed again.")] = Path("runs/tables"),
+           inception: Annotated[Path | None, typer.Option("--inception-weights", help="torch-fidelity's file: FID and KID, not "
+                                                          "FD-course and KID-course.")] = None,
+           clip: Annotated[Path | None, typer.Option(help="A released CLIP's folder: CLIP score, not CLIP-course.")] = None,
+           lpips: Annotated[Path | None, typer.Option(help="torchvision's AlexNet or VGG16: LPIPS, not PSIM-course.")] = None,
+           pdf: Annotated[bool, typer.Option("--pdf", help="Print the report to report.pdf, too; needs Chromium.")] = False,
            seed: int = 0, device: Device = "auto", as_json: Json = False) -> None:
     """Regenerate the papers' comparison tables: the claim, what comes out here, and whether it holds."""
     from rich.console import Console
@@ -240,21 +246,27 @@ def tables(names: Annotated[str, typer.Argument(metavar="name", help="all, or so
     from course.training.progress import Progress
     if scale not in SCALES:
         raise UsageError(f"unknown scale {scale!r}, expected one of {', '.join(SCALES)}")
-    made, folder = [], out / scale
-    for table in known.chosen(names):
+    given = {"inception": inception, "clip": clip, "lpips": lpips}
+    other = "-".join(name for name, path in given.items() if path is not None)       # their figures are not the course's
+    made, folder = [], out / (f"{scale}-{other}" if other else scale)
+    for table in [] if names == "report" else known.chosen(names):
         with Progress(f"{table.name}. {table.title}", as_json) as progress:
-            work = Work(folder / table.name, SCALES[scale], choose(device), seed, progress.update)
+            work = Work(folder / table.name, SCALES[scale], choose(device), seed, progress.update, **given)
             result = make(table, work)
         files.write_bytes(work.folder / "table.md", page.markdown(table, result).encode())
         files.write_bytes(work.folder / "table.tex", page.latex(table, result).encode())
         made.append((table, result))
-    path = page.write(folder, made)
+    there = page.collect(folder, known.TABLES)
+    if not there:
+        raise UsageError(f"no table in {folder} yet: `course tables all --scale {scale}` makes them")
+    path = page.write(folder, there, [name for name in known.TABLES if name not in [table.name for table, _ in there]])
+    printed = page.pdf(path) if pdf else None
     if as_json:
         print(json.dumps([result for _, result in made]))
         return
     for table, result in made:
         Console().print(f"{table.name}  {result['verdict']}: {result['why']}", highlight=False)
-    print(f"Report: {path}")
+    print(f"Report: {path}" + (f", {printed}" if printed else ""))
 
 
 @app.command()

@@ -268,11 +268,12 @@ def attributed(recipe: Recipe, data: Material, out: Path, how: dict, *_):
     def finish():
         trained = (checkpoint.average_of(out, attributes.AttributeNet()) if how["engine"].sharded else net).float().eval()
         files.save_tensors(out / "model" / "features.safetensors", trained.state_dict(), {"part": "features"})
-        files.write_json(out / "model" / "features.json", {"dim": trained.dim, "channels": trained.channels})
         real, device = pixels.to_unit(data.test_images), next(trained.parameters()).device
         with torch.no_grad():
             said = [{name: x.cpu() for name, x in trained(part.to(device)).items()} for part in real.split(256)]
-        found = {}
+            seen = torch.cat([trained.features(part.to(device)) for part in real.split(256)])              # (n,dim)
+        found = {"scale": float(seen.square().mean() ** -0.5)}                          # to mean square 1
+        files.write_json(out / "model" / "features.json", {"dim": trained.dim, "channels": trained.channels, **found})
         for name, wanted in attributes.answers(data.test_scenes).items():
             best = torch.cat([part[name] for part in said]).argmax(1)                   # (n,)
             found[f"right_{name}"] = (wanted[torch.arange(len(best)), best] > 0).float().mean().item()

@@ -6,11 +6,12 @@ exactly the steps that an uninterrupted one would have taken, bit for bit on a C
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course.errors import Terminated, TrainingError, UsageError
 from course.training import checkpoint
@@ -63,7 +64,8 @@ def learning_rate(config: LoopConfig, used: float, images: int) -> float:
 
 def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, folder: str | Path, *,
         engine: EngineConfig = EngineConfig(), title: str = "training", resume: bool = True, quiet: bool = False,
-        tensorboard: bool = False, flops_per_image: float | None = None, start: str | Path | None = None) -> dict:
+        tensorboard: bool = False, flops_per_image: float | None = None, start: str | Path | None = None,
+        watch: Callable[[dict, dict[str, Tensor]], None] | None = None) -> dict:
     """Train `model` in place; its weights end as their exponential moving average.
 
     Args:
@@ -72,6 +74,7 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
         resume: go on from that checkpoint if it is there.
         flops_per_image: of a training step; on a GPU the share of its peak is then shown (MFU).
         start: folder of another run, of the same model, whose averaged weights are where this one begins.
+        watch: called after each step with the counters and the averaged weights by name; the clock stands still meanwhile.
 
     Returns {"step", "images", "seconds", "curve": [[step, images, seconds, loss, lr], ...]}.
     Raises TrainingError where the loss is not finite, naming step and seed, and where memory runs out. However it ends,
@@ -116,6 +119,10 @@ def fit(model: nn.Module, loss_of_batch, config: LoopConfig, budget: Budget, fol
                 if state["step"] % 10 == 0:
                     state["curve"].append([state["step"], state["images"], round(state["seconds"], 2), loss, lr])
                 log.step(budget.used(state["step"], state["seconds"]), state, loss, lr, step.figures)
+                if watch is not None:
+                    before = time.perf_counter()
+                    watch(state, average)
+                    started += time.perf_counter() - before
                 if stop:
                     raise interrupted() or Terminated          # ours, or another process's
                 if due:

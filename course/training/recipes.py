@@ -99,7 +99,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "score": Recipe("clip", "scenes64", "not measured yet", replace(SCENES, split="val"), PAIRS, 20, seed=1),
     },
     # it measures what others draw: other pictures, from another seed; textures and flaws, so that it notices them
-    "features": {"fd-mini": Recipe("features", "scenes64", "not measured yet",
+    "features": {"fd-mini": Recipe("features", "scenes64", "shape and colour 72 %, all else 96 to 100 %, on one core",
                                    Data(split="val", pictures=24_576, objects=(1, 3), degraded=0.3),
                                    replace(SMALL, batch_size=32), 8, seed=11, prompts=1024)},
     "lora": {"heart": Recipe(

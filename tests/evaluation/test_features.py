@@ -46,6 +46,18 @@ def test_a_trained_network_is_found_by_its_folder(tmp_path):
         features.course(tmp_path / "nowhere")
 
 
+def test_the_network_that_comes_with_the_course():
+    """It knows what it measures, and whoever trains it anew has another one: no figure may be compared across."""
+    found = features.course()
+    assert found.name == "FD-course" and found.sha256.startswith("28742eef72374f43")
+    data = Scenes(64, "test", objects=(1, 1), textures=("plain",), degraded=0.0)
+    images, wanted = data.images(range(128)), attributes.answers(data.scenes(range(128)))["pair"]
+    assert (found.classes(images).argmax(1) == wanted.argmax(1)).double().mean() > 0.85
+    real, same = found.of(images), found.of(data.images(range(128, 256)))
+    blurred = found.of(torch.nn.functional.avg_pool2d(images, 3, 1, 1))
+    assert metrics.kernel_distance(real, blurred) > 5 * abs(metrics.kernel_distance(real, same))
+
+
 def test_fd_notices_what_is_wrong_with_pictures():
     extractor = features.random()
     data = Scenes(64, "test", objects=(1, 1), degraded=0.0)
@@ -74,3 +86,35 @@ def test_the_inception_of_the_fid_with_random_weights(tmp_path):
     (tmp_path / "program.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")             # a pickle that would run a program
     with pytest.raises(CheckpointError):
         features.fid(tmp_path / "program.pth")
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_against_torchmetrics(net, tmp_path):
+    """Their class with the same trunk, random weights, in torchvision's file."""
+    theirs_of = pytest.importorskip("torchmetrics.functional.image.lpips")
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    trunk = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}[net](weights=None).state_dict()
+    torch.save(trunk, tmp_path / "trunk.pth")
+    theirs = theirs_of._LPIPS(pretrained=True, net=net, pnet_rand=True).eval()
+    own = theirs.net.state_dict()
+    theirs.net.load_state_dict({name: trunk[f"features.{name.split('.', 1)[1]}"] for name in own})
+    x, y = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    found = features.lpips(tmp_path / "trunk.pth")
+    with torch.no_grad():
+        assert torch.allclose(found.of(x, y, batch=2), theirs(x, y).flatten(), rtol=1e-4) and found.name == "LPIPS"
+    assert found.of(x, x).abs().max() == 0 and found.of(x, y).min() > 0
+    torch.save({"features.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="AlexNet or VGG16"):
+        features.lpips(tmp_path / "other.pth")
+
+
+def test_psim_is_a_mean_of_angles():
+    """|a - b|^2 of two unit vectors is 2 - 2 cos, averaged over places, summed over stages."""
+    found, net = features.psim("random"), features.untrained(0)
+    x, y = Scenes(64, "test").images(range(2)), Scenes(64, "test").images(range(2, 4))
+    with torch.no_grad():
+        expected = sum((2 - 2 * torch.cosine_similarity(a, b, dim=1)).mean((1, 2))
+                       for a, b in zip(net.encoder.stages(x), net.encoder.stages(y), strict=True))
+    assert torch.allclose(found.of(x, y), expected, atol=1e-4) and found.name == "PSIM-course"
+    assert found.sha256 == features.random().sha256 and features.psim().sha256 == features.course().sha256

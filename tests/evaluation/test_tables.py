@@ -1,15 +1,30 @@
 """The comparison tables: rules by made-up rows, and the whole command at the quick scale."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from course import cli
+from course import cli, unet
 from course.errors import UsageError
-from course.evaluation import tables
-from course.evaluation.tables import audit, guidance, page, resolution, steps
-from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work
+from course.evaluation import errata, tables
+from course.evaluation.tables import (
+    ablations,
+    adapters,
+    audit,
+    classes,
+    compression,
+    guidance,
+    page,
+    reach,
+    resolution,
+    steps,
+    zoo,
+)
+from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work, claimed
 
 CPU = SCALES["cpu"]
 
@@ -25,15 +40,35 @@ def test_all_at_the_quick_scale(tmp_path):
         assert (tmp_path / "quick" / t["table"] / "figure.png").stat().st_size > 5_000
         assert (tmp_path / "quick" / t["table"] / "table.tex").read_text().startswith("\\begin{tabular}")
     html = (tmp_path / "quick" / "report.html").read_text()
-    assert html.count("<section") == len(found) + 1 and "Where the article errs" in html and "arXiv" not in html.split("<nav")[0]
+    assert html.count("<section") == len(found) + 1 and "Not run at this scale" not in html
+    assert "Where the article errs" in html and "arXiv" not in html.split("<nav")[0]
     rows = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("rows/*.json")}
     again = json.loads(CliRunner().invoke(cli.app, words).output)
     assert [t["rows"] for t in again] == [t["rows"] for t in found]             # nothing is computed twice
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("rows/*.json")} == rows
 
 
+def test_the_report_tells_of_earlier_calls_and_of_what_is_missing(tmp_path, monkeypatch):
+    words = ["--scale", "quick", "--out", str(tmp_path), "--device", "cpu"]
+    nothing = CliRunner().invoke(cli.app, ["tables", "report", *words])
+    assert isinstance(nothing.exception, UsageError) and "no table in" in str(nothing.exception)
+    assert CliRunner().invoke(cli.app, ["tables", "D", *words]).exit_code == 0
+    page_, made = tmp_path / "quick" / "report.html", tmp_path / "quick" / "D" / "table.json"
+    result = json.loads(made.read_text()) | {"verdict": CONTRADICTED, "why": "made up <for this test>", "seconds": 600}
+    made.write_text(json.dumps(result))
+    assert CliRunner().invoke(cli.app, ["tables", "report", *words]).exit_code == 0
+    html = page_.read_text()
+    top = html.split("<section")[0]
+    assert "Does not hold here" in top and "made up &lt;for this test&gt;" in top and "Holds here" not in top
+    assert "Not run at this scale: A, B, C, E, F, G, H, I, J" in top and "10 minutes" in html
+    assert html.count("✓ <code>") == sum(e.holds() is True for e in errata.entries()) > 20 and "✗ <code>" not in html
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    without = CliRunner().invoke(cli.app, ["tables", "report", *words, "--pdf"])
+    assert isinstance(without.exception, UsageError) and "apt install chromium" in str(without.exception)
+
+
 def test_unknown_tables_and_scales():
-    with pytest.raises(UsageError, match="no table Q; expected all, or some of C, D, F, I"):
+    with pytest.raises(UsageError, match="no table Q; expected all, or some of A, B, C, D, E, F, G, H, I, J"):
         tables.chosen("c,q")
     run = CliRunner().invoke(cli.app, ["tables", "C", "--scale", "huge"])
     assert isinstance(run.exception, UsageError) and "quick, cpu, gpu" in str(run.exception)
@@ -44,6 +79,27 @@ def test_a_row_is_kept_and_read_again(tmp_path):
     for _ in range(2):
         assert work.once("a", lambda: calls.append(1) or {"x": (1, 2)}) == {"x": [1, 2]}
     assert len(calls) == 1
+
+
+def test_two_processes_share_the_rows(tmp_path):
+    """A row that another process has begun is left to it, and waited for when all others are there."""
+    hold = ("import sys, time; from pathlib import Path; from course.evaluation.tables.table import claimed\n"
+            "with claimed(Path(sys.argv[1]), False) as mine:\n"
+            "    print(mine, flush=True); sys.stdin.readline(); Path(sys.argv[2]).write_text('{\"x\": 7}')")
+    (tmp_path / "rows").mkdir()
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "rows/a.lock"), str(tmp_path / "rows/a.json")],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "True\n"
+    with claimed(tmp_path / "rows" / "a.lock", wait=False) as mine:
+        assert not mine
+    done = []
+
+    def b():
+        done.append("b")
+        other.communicate("go on\n")                           # the other one ends only after this row
+        return {"x": 2}
+    assert Work(tmp_path, CPU).share({"a": lambda: done.append("a") or {"x": 1}, "b": b}) == [{"x": 7}, {"x": 2}]
+    assert done == ["b"]
 
 
 def swept(fds, rights=None, width=0.0):
@@ -87,6 +143,144 @@ def test_resolution_counts_what_it_says():
     assert large["pixel_pass"] > 3.9 * small["pixel_pass"]
 
 
+def arm(kid, seconds, width=0.5, **more):
+    return {"kid": kid, "kid_low": kid - width, "kid_high": kid + width, "seconds": seconds, "images": 10 * seconds,
+            "flops": 1e6 * seconds} | more
+
+
+def race(crossing, faster, first=60.0, wide=0.5):
+    """Pixels end at KID 10 after 2,400 s; a latent arm falls from 20, and is at 5 after `crossing` seconds."""
+    ends = [arm(10, 2400, arm="pixel", seed=0), arm(11, 2400, arm="pixel", seed=1)]
+    curve = [arm(20, crossing / 2), arm(5, crossing, wide), arm(2, 2 * crossing, wide)]
+    latent = arm(2, 2 * crossing, arm="latent", seed=0, first_seconds=first, first_flops=1e6 * first, curve=curve)
+    latent |= reach.reached(curve, ends)
+    costs = [{"arm": "cost", "side": side, "ratio_best": faster} | {f"{a}_best": x for a, x in (
+        ("pixel", faster), ("latent", 1.0), ("decode", 0.0))} for side in (64, 128)]
+    return reach.finished([*ends, latent, *costs, {"arm": "few", "pixel_steps": 10, "latent_steps": 5}])
+
+
+def test_when_a_latent_arm_has_reached_the_mark():
+    rows = race(crossing=60, faster=30)
+    latent, few = rows[2], rows[-1]
+    assert latent["reached"] == latent["about"] == 60 and latent["ratio_seconds"] == latent["ratio_flops"] == 40
+    assert latent["ratio_with"] == latent["ratio_flops_with"] == 20 and latent["ceiling"] == 40
+    assert few["ratio_best"] == 60                             # twice as many steps of a step that costs 30 times as much
+    unsure = race(crossing=60, faster=30, wide=6.0)[2]         # 5 is below 10, but 11 is not below 9.5
+    assert unsure["about"] == 60 and unsure["reached"] == 120 and unsure["ratio_seconds"] == 20
+    never = reach.reached([arm(12, 60)], [arm(10, 2400)])
+    assert never["reached"] is None and never["ratio_seconds"] is None and never["about"] is None
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    (race(60, 30), SUPPORTED), (race(60, 10), CONTRADICTED), (race(600, 30), CONTRADICTED),
+    (race(110, 30, wide=6.0), INCONCLUSIVE),                   # 21.8 times at best, 10.9 for sure
+    (race(60, 30, wide=100.0), INCONCLUSIVE)])                 # never for sure
+def test_the_rule_of_compute(rows, verdict):
+    assert reach.rule(rows, CPU)[0] == verdict
+
+
+def menagerie(psnrs, noise=0.1):
+    """psnrs: {(f, kind, channels): dB}; the same pictures in each, easier and harder ones."""
+    own = [5.0 * (i % 7) for i in range(50)]
+    return [{"f": f, "kind": kind, "channels": c, "psnr_each": [v + x + noise * ((i * (f + c)) % 5) for i, x in enumerate(own)]}
+            for (f, kind, c), v in psnrs.items()]
+
+
+GOOD = {(f, kind, 4): 40 - 3 * i for kind in ("KL", "VQ") for i, f in enumerate(zoo.SHAPES)} | {
+    (8, "KL", 16): 40, (16, "KL", 16): 36}
+
+
+@pytest.mark.parametrize("changed, noise, verdict", [
+    ({}, 0.1, SUPPORTED),                                      # pictures differ by 30 dB, but each by 3 between autoencoders
+    ({(8, "VQ", 4): 38}, 0.1, CONTRADICTED), ({(16, "KL", 16): 30}, 0.1, CONTRADICTED), ({}, 40.0, INCONCLUSIVE)])
+def test_the_rule_of_autoencoders(changed, noise, verdict):
+    assert zoo.rule(menagerie(GOOD | changed, noise), CPU)[0] == verdict
+
+
+def test_the_autoencoders_shrink_as_they_say():
+    assert all(zoo.config(f, kind, c).factor == f for f, kind, c in zoo.PLAN)
+
+
+def ladder(kids, width=0.1):
+    return [{"f": f, "kid": k, "kid_low": k - width, "kid_high": k + width} for f, k in zip((1, 2, 4, 8, 16), kids, strict=True)]
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    (ladder([9, 5, 3, 2, 4]), SUPPORTED), (ladder([1, 5, 3, 2, 4]), CONTRADICTED), (ladder([9, 5, 3, 2, 1]), CONTRADICTED),
+    (ladder([9, 5, 3, 2, 2.1]), INCONCLUSIVE)])
+def test_the_rule_of_compression(rows, verdict):
+    assert compression.rule([{"f": "the pictures themselves"}, *rows], CPU)[0] == verdict
+
+
+def test_the_denoisers_of_all_f_are_of_one_size():
+    with torch.device("meta"):
+        sizes = {f: sum(p.numel() for p in unet.UNet(compression.config(f).unet).parameters()) for f in compression.SHAPES}
+    assert max(sizes.values()) < 1.05 * min(sizes.values())
+    assert all(compression.config(f).vae.factor == f for f in compression.SHAPES if f > 1)
+
+
+def guided(ends):
+    rows = [{"guidance": "the pictures themselves"}]
+    for seed, (precision, recall, score) in enumerate(ends):
+        rows += [{"guidance": 1.0, "seed": seed, "precision": 0.5, "recall": 0.5, "is": 20},
+                 {"guidance": 8.0, "seed": seed, "precision": precision, "recall": recall, "is": score}]
+    return rows
+
+
+@pytest.mark.parametrize("ends, verdict", [
+    ([(0.8, 0.3, 30), (0.7, 0.4, 25)], SUPPORTED), ([(0.8, 0.6, 30), (0.7, 0.5, 25)], CONTRADICTED),
+    ([(0.4, 0.3, 30), (0.5, 0.4, 25)], CONTRADICTED), ([(0.8, 0.3, 30), (0.7, 0.6, 25)], INCONCLUSIVE)])
+def test_the_rule_of_classes(ends, verdict):
+    assert classes.rule(guided(ends), CPU)[0] == verdict
+
+
+def test_a_class_is_a_word():
+    tokens = classes.ClassNames()
+    assert tokens("")[0].tolist() == [48] and tokens(["red circle", "black cross"]).tolist() == [[0], [47]]
+    assert classes.ClassEmbedding(48, 8)(tokens(["red circle", ""])).shape == (2, 1, 8)
+
+
+def changed(base, **others):
+    rows = [{"change": "base", "seed": i, "kid": k, "kid_low": k - 0.1, "kid_high": k + 0.1} for i, k in enumerate(base)]
+    rows += [{"change": {"scale": ablations.CHANGES[0].name}.get(name, name), "seed": 0, "kid": k} for name, k in others.items()]
+    return [{"change": "the pictures themselves", "kid": 0.0}, *rows]
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    (changed([2, 2.5, 3], scale=4), SUPPORTED), (changed([2, 2.5, 3], scale=2), CONTRADICTED),
+    (changed([2, 2.5, 3], scale=3), INCONCLUSIVE)])
+def test_the_rule_of_ablations(rows, verdict):
+    assert ablations.rule(rows, CPU)[0] == verdict
+
+
+def test_a_penalty_averaged_is_stronger_than_summed():
+    """One picture: |x - x^|^2 summed + w KL summed, against both averaged over their own values."""
+    error, kl, w = 100.0, 7.0, 1e-3
+    averaged = error / (3 * 64 * 64) + w * kl / (4 * 8 * 8)
+    assert averaged * 3 * 64 * 64 == pytest.approx(error + w * ablations.VALUES * kl) and ablations.VALUES == 48
+
+
+def begun(zero_moves=0.0, gaussian=0.0, width=0.02):
+    rows = [{"adapter": "none", "first_right": 0.9, "first_low": 0.88, "first_high": 0.92}]
+    for kind in ("ControlNet", "LoRA"):
+        rows += [{"adapter": kind, "start": start, "moved": moved, "first_right": right, "first_high": right + width,
+                  "end_right": 1} for start, moved, right in (("zero", zero_moves, 0.9), ("gaussian", 1.0, gaussian))]
+    return rows
+
+
+@pytest.mark.parametrize("rows, verdict", [
+    (begun(), SUPPORTED), (begun(zero_moves=0.1), CONTRADICTED), (begun(gaussian=0.95), CONTRADICTED),
+    (begun(gaussian=0.87), INCONCLUSIVE)])
+def test_the_rule_of_adapters(rows, verdict):
+    assert adapters.rule(rows, CPU)[0] == verdict
+
+
+def test_a_gaussian_start_has_the_usual_size():
+    layer = torch.nn.Linear(400, 300)
+    adapters.fill([layer])
+    assert layer.weight.std().item() == pytest.approx(1 / 20, rel=0.02)
+
+
 def kinds(order, other=None):
     rows = []
     for name, fd in order.items():
@@ -107,6 +301,9 @@ def test_how_figures_are_written():
     assert Column("x", "x", "%").say(0.5) == "50.0 %" and Column("x", "x", ",d").say(12288) == "12,288"
     assert Column("x", "x", ".2f").say(None) == Column("x", "x").say(float("nan")) == "–"
     assert Column("x", "x").say("ddim") == "ddim"
-    result = {"rows": [{"guidance": 1.5, "right": 0.5, "fd": 1.0}], "verdict": SUPPORTED, "why": "so"}
+    result = {"rows": [{"guidance": 1.5, "right": 0.5, "fd": 1.0}], "verdict": SUPPORTED, "why": "so", "networks": {}}
     assert "50.0 \\%" in page.latex(guidance.TABLE, result)
-    assert page.markdown(guidance.TABLE, result).startswith("| guidance scale |")
+    assert page.markdown(guidance.TABLE, result).startswith("| guidance scale | FD-course | KID-course |")
+    released = result | {"networks": {"FID": "1", "CLIP": "2"}}                 # of other networks: never under the course's name
+    assert page.markdown(guidance.TABLE, released).startswith("| guidance scale | FID | KID |")
+    assert "CLIP score" in page.latex(guidance.TABLE, released) and "course" not in page.latex(guidance.TABLE, released)

@@ -279,3 +279,14 @@ def test_step_generators_are_unrelated():
     draws = torch.stack([torch.randn(1000, generator=generator(s, k, i)) for s in (0, 1) for k in range(3) for i in (0, 1)])
     correlation = torch.corrcoef(draws) - torch.eye(12)
     assert correlation.abs().max() < 0.15
+
+
+def test_who_watches_sees_the_average_and_costs_no_time(tmp_path):
+    seen, model = [], make()
+
+    def watch(state, average):
+        seen.append((state["step"], {name: t.clone() for name, t in average.items()}))
+        time.sleep(0.05)
+    state = loop.fit(model, loss_of_batch, CONFIG, loop.Budget(steps=4), tmp_path, quiet=True, watch=watch)
+    assert [step for step, _ in seen] == [1, 2, 3, 4] and state["seconds"] < 0.2
+    assert all(torch.equal(seen[-1][1][name], p) for name, p in model.named_parameters())

@@ -4,7 +4,7 @@ import statistics
 import time
 from pathlib import Path
 
-from course.evaluation import features, figures
+from course.evaluation import figures
 from course.evaluation.tables import drawn
 from course.evaluation.tables.guidance import JUDGED
 from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SUPPORTED, Column, Scale, Table, Work
@@ -14,35 +14,35 @@ PLAN = {"latent": [("ddim", n) for n in (5, 10, 20, 50, 100)] + [(s, n) for s in
                                                                   for n in (5, 10, 20)],
         "pixel": [("ddim", n) for n in (5, 10, 20, 50)]}
 QUICK = {"latent": [("ddim", 1), ("heun", 1)], "pixel": [("ddim", 1)]}
+PICTURES = {"quick": 24, "cpu": 256, "gpu": 10_000}             # 85 steps of a pixel model on a CPU take ten seconds a picture
 MODELS = {"latent": "scenes64", "pixel": "scenes64-pixel"}
 
 
 def measure(work: Work) -> list[dict]:
-    quick = work.scale.name == "quick"
-    extractor = features.random() if quick else features.course(device=work.device)
-    work.extractor = extractor.sha256
-    judge = drawn.Judge(64, work.scale.pictures, (1, 3), extractor)
+    quick, work.pictures = work.scale.name == "quick", PICTURES[work.scale.name]
+    judge = drawn.Judge(64, work.pictures, (1, 3), drawn.extractor(work))
     plan = [(arm, *point) for arm, points in (QUICK if quick else PLAN).items() for point in points]
-    loaded, rows = {}, [work.once("real", lambda: {"arm": "the pictures themselves"} | judge.says(judge.own))]
-    cost = sum((1 if arm == "latent" else 8) * steps * (2 if sampler == "heun" else 1) for arm, sampler, steps in plan)
-    done = 0.0
-    for arm, sampler, steps in plan:
-        share = (1 if arm == "latent" else 8) * steps * (2 if sampler == "heun" else 1) / cost
+    loaded, jobs = {}, {"real": lambda: {"arm": "the pictures themselves"} | judge.says(judge.own)}
+    shares = [(1 if arm == "latent" else 8) * steps * (2 if sampler == "heun" else 1) for arm, sampler, steps in plan]
+    for number, (arm, sampler, steps) in enumerate(plan):
+        done, share = sum(shares[:number]) / sum(shares), shares[number] / sum(shares)
 
         def compute(arm: str = arm, sampler: str = sampler, steps: int = steps, done: float = done, share: float = share) -> dict:
-            pipe = loaded.setdefault(arm, StableDiffusion.load(MODELS[arm], work.device))
-            # pixels cost many times as much, and a quarter of the pictures says the same of a model that draws blobs
-            images = drawn.pictures(pipe, judge.prompts, work.seed, steps=steps, sampler=sampler,
+            if arm not in loaded:
+                loaded[arm] = StableDiffusion.load(MODELS[arm], work.device)
+            pipe = loaded[arm]
+            batch = 8 if arm == "pixel" and work.device == "cpu" else 64                # what a batch needs must fit the cache
+            images = drawn.pictures(pipe, judge.prompts, work.seed, batch, steps=steps, sampler=sampler,
                                     tick=lambda part: work.progress(done + share * part))
-            return {"arm": arm, "sampler": sampler, "steps": steps, "seconds": seconds(pipe, judge.prompts, sampler, steps)
+            return {"arm": arm, "sampler": sampler, "steps": steps, "seconds": seconds(pipe, judge.prompts, sampler, steps, batch)
                     } | judge.says(images)
-        rows.append(work.once(f"{arm}-{sampler}-{steps}", compute))
-        done += share
-    return rows
+        jobs[f"{arm}-{sampler}-{steps}"] = compute
+    return work.share(jobs)
 
 
-def seconds(pipe, prompts: list[str], sampler: str, steps: int, batch: int = 16, rounds: int = 3) -> float:
-    """Median seconds a picture in batches, decoding included."""
+def seconds(pipe, prompts: list[str], sampler: str, steps: int, batch: int, rounds: int = 3) -> float:
+    """Median seconds a picture in the batches it is drawn in, decoding included."""
+    batch = min(batch, 16)
     taken = []
     for _ in range(rounds):
         begun = time.perf_counter()

@@ -7,6 +7,7 @@ Published figures and the course's stand in different columns, never in one: oth
 import json
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +40,16 @@ class Work:
     device: str = "cpu"
     seed: int = 0
     progress: Callable[[float], None] = lambda done: None
-    extractor: str | None = None           # sha256 of the network that a distance was measured with
+    inception: Path | None = None          # files of released networks, to measure with in place of the course's own
+    clip: Path | None = None
+    lpips: Path | None = None
+    pictures: int | None = None            # behind each figure, where a table takes fewer than its scale has
+    networks: dict[str, str] = field(default_factory=dict)     # what was measured with: name -> sha256
+
+    def with_network(self, network):
+        """Note that `network` measures this table's figures; returns it."""
+        self.networks[network.name] = network.sha256
+        return network
 
     def once(self, key: str, compute: Callable[[], dict]) -> dict:
         """The row `key`: from its file, or computed and written; so a run that was stopped goes on where it was."""
@@ -49,6 +59,34 @@ class Work:
         row = compute()
         files.write_json(path, row)
         return json.loads(path.read_text("utf-8"))             # the same numbers, whether computed or read
+
+    def share(self, jobs: dict[str, Callable[[], dict]]) -> list[dict]:
+        """The rows of all jobs, in their order. A second process that makes the same table in the same folder takes those that
+        the first has not begun: with one thread each, two of them keep two cores busy."""
+        for wait in (False, True):
+            for key, compute in jobs.items():
+                with claimed(self.folder / "rows" / f"{key}.lock", wait) as mine:
+                    if mine:
+                        self.once(key, compute)
+        return [self.once(key, compute) for key, compute in jobs.items()]
+
+
+@contextmanager
+def claimed(path: Path, wait: bool):
+    """with claimed(path, wait=False) as mine: whether nobody else holds `path`; a process that dies lets go of it."""
+    try:
+        import fcntl
+    except ImportError:                                        # Windows: one process at a time
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @dataclass(frozen=True)
@@ -95,9 +133,9 @@ def make(table: Table, work: Work) -> dict:
                     if work.scale.name == "quick" else table.rule(rows, work.scale))
     table.draw(work.folder / "figure.png", rows)
     result = {"table": table.name, "title": table.title, "claim": table.claim, "falsified_if": table.falsified_if,
-              "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.scale.pictures,
+              "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.pictures or work.scale.pictures,
               "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(), "device": device_name(work.device),
-              "extractor": work.extractor, "date": begun.date().isoformat(),
+              "networks": work.networks, "date": begun.date().isoformat(),
               "seconds": (datetime.now(UTC) - begun).total_seconds()}
     files.write_json(work.folder / "table.json", result)
     return result
