@@ -227,7 +227,8 @@ def _execute(notebook, path: Path) -> None:
         client.execute(env=env)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         ran = [c.id for c in notebook.cells if c.get("execution_count")] or ["1"]
-        raise ReleaseError(f"{path.name}, cell {ran[-1]} failed: {str(error).strip().splitlines()[-1]}") from error
+        told = str(error).strip().splitlines()[0 if isinstance(error, CellTimeoutError) else -1]
+        raise ReleaseError(f"{path.name}, cell {ran[-1]} failed: {told}") from error
     notebook.metadata["language_info"] = NotebookNode(name="python")          # without the version of this Python
     notebook.metadata.pop("widgets", None)
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
