@@ -38,7 +38,8 @@ session = begin(needs="0.1", seed=9)
 STEPS = {"quick": 2, "cpu": 20, "gpu": 50}[session.profile]     # of the sampler
 PROMPTS = {"quick": 2, "cpu": 64, "gpu": 256}[session.profile]  # pictures of an experiment
 TEXTS = {"quick": 100, "cpu": 2000, "gpu": 2000}[session.profile]  # captions to learn merges from
-LOOKS = {"quick": 2, "cpu": 32, "gpu": 128}[session.profile]    # pictures whose attention is measured
+SENTENCES = {"quick": 20, "cpu": 400, "gpu": 400}[session.profile]  # whose vectors are compared
+LOOKS = {"quick": 2, "cpu": 40, "gpu": 128}[session.profile]    # pictures whose attention is measured
 
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -77,7 +78,8 @@ def show_maps(picture, words, maps):
 shipped = StableDiffusion.load("scenes64").to(session.device)
 PROMPT = "a small red ring left of a large blue square on a gray background"
 WORDS = ["red", "ring", "left", "blue", "square", "background"]
-show_maps(*(lambda picture, maps: (picture, WORDS, maps.cpu()))(*shipped.attention_maps(PROMPT, WORDS, steps=STEPS, seed=9)))
+picture, maps = shipped.attention_maps(PROMPT, WORDS, steps=STEPS, seed=9)
+show_maps(picture, WORDS, maps.cpu())
 
 # %% [markdown]
 # Nobody told the model where the ring would be, nor which pixels are "ring". Every place that became ring looked there.
@@ -141,7 +143,7 @@ check("attention.weights", attention_weights)
 # %%
 attention_weights = use("attention.weights", attention_weights)
 dims = [2, 8, 32, 128, 512]
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), width_ratios=[3, 2])
 for label, factor, color, mark in (("divided by root d", 1.0, BLUE, "o"), ("not divided", None, RED, "s")):
     largest = []
     for d in dims:
@@ -700,22 +702,23 @@ class MyTextEncoder(text.TextEncoder):
 
 # %%
 said_words = PROMPT.split()
-other = dict(zip(said_words, "the large blue star right by the small red ring in the white picture".split(), strict=False))
+other = {"small": "large", "red": "green", "ring": "star", "left": "right", "large": "small", "blue": "purple",
+         "square": "cross", "gray": "pink"}
 net = shipped.text_encoder.text_model
-ids = shipped.tokenizer([PROMPT])                               # (1,32)
+places = [i for i, word in enumerate(said_words) if word in other]
 changes = []
 with torch.no_grad():
-    base = encode_text(net, ids)[0, : len(said_words) + 2]      # (N,D): START, words, END
-    for i in range(len(said_words)):
-        edited = [*said_words[:i], other.get(said_words[i], "the"), *said_words[i + 1:]]
+    base = encode_text(net, shipped.tokenizer([PROMPT]))[0, : len(said_words) + 2]  # (N,D): START, words, END
+    for i in places:
+        edited = [*said_words[:i], other[said_words[i]], *said_words[i + 1:]]
         row = encode_text(net, shipped.tokenizer([" ".join(edited)]))[0, : len(base)]
         changes.append((row - base).norm(dim=-1) / base.norm(dim=-1))
-figure, axis = plt.subplots(figsize=(6.6, 4))
-image = axis.imshow(torch.stack(changes), cmap="viridis", vmin=0)
+figure, axis = plt.subplots(figsize=(7, 3.2))
+image = axis.imshow(torch.stack(changes), cmap="viridis", vmin=0, aspect="auto")
 labels = ["START", *said_words, "END"]
-axis.set(xticks=range(len(labels)), yticks=range(len(said_words)), yticklabels=said_words, title="change of each vector")
+rows = [f"{said_words[i]} → {other[said_words[i]]}" for i in places]
+axis.set(xticks=range(len(labels)), yticks=range(len(rows)), yticklabels=rows, title="change of each vector")
 axis.set_xticklabels(labels, rotation=60, ha="right")
-axis.set_ylabel("exchanged word")
 axis.grid(False)
 figure.colorbar(image, ax=axis)
 plt.show()
@@ -762,7 +765,7 @@ for title, rows in mixes.items():
 
 # %%
 clip, clip_tokens = saved.contrastive(SHIPPED / "clip-cond")
-scenes = Scenes(64, "test", objects=(2, 2), textures=("plain",)).scenes(range(200))
+scenes = Scenes(64, "test", objects=(2, 2), textures=("plain",)).scenes(range(SENTENCES))
 first, second = ([captions.caption(scene, template) for scene in scenes] for template in (0, 1))
 exchanged, replaced = zip(*[captions.near_misses(line, i, 2) for i, line in enumerate(first)], strict=True)
 
@@ -777,19 +780,19 @@ def by_bag(lines):
     return F.normalize(torch.stack([table[clip_tokens.encode(line)].mean(0) for line in lines]), dim=-1)
 
 
+rivals = {"another wording": (second, GREEN, "-"), "two words exchanged": (exchanged, RED, "--"),
+          "a word replaced": (replaced, ORANGE, "-.")}
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
 with torch.no_grad():
     for axis, (name, vectors) in zip(axes, (("bag of words", by_bag), ("pooled", by_clip)), strict=True):
         own, found = vectors(first), {}
-        for (label, lines), color in zip({"another wording": second, "two words exchanged": exchanged, "a word replaced": replaced}
-                                         .items(), (GREEN, RED, ORANGE), strict=True):
-            found[label] = (own * vectors(lines)).sum(-1)
-            axis.hist(found[label], torch.linspace(-0.25, 1.01, 64), color=color, alpha=0.6, label=label)
-        told = float((found["another wording"] > found["two words exchanged"]).float().mean())
-        print(f"{name:14s} mean similarity:", ", ".join(f"{k} {float(v.mean()):.2f}" for k, v in found.items()),
-              f"; the other wording is nearer than the exchange: {told:.0%}")
-        axis.set(title=name, xlabel="cosine similarity", yscale="symlog")
-axes[0].legend(fontsize=8, loc="upper left")
+        for label, (lines, color, style) in rivals.items():
+            found[label] = (own * vectors(lines)).sum(-1).sort().values
+            axis.plot(found[label], torch.linspace(0, 1, SENTENCES), color=color, ls=style, label=label)
+            print(f"{name:14s} {label:20s} mean similarity {float(found[label].mean()):.3f}")
+        axis.set(title=name, xlabel="cosine similarity to the caption", xlim=(0, 1.02))
+axes[0].set_ylabel("share of captions below")
+axes[0].legend(fontsize=9, loc="upper left")
 plt.show()
 
 # %% [markdown]
