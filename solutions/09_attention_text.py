@@ -345,6 +345,11 @@ check("attention.FeedForward", FeedForward)
 #
 # `return value * F.gelu(gate)`, and in `FeedForward`: `self.net[2](self.net[0](x))`.
 
+# %%
+FeedForward = use("attention.FeedForward", FeedForward)
+sizes = {type(m).__name__: sum(p.numel() for p in m.parameters()) for m in (FeedForward(320), CrossAttention(320, 768, 8, 40))}
+print("parameters at width 320:", ", ".join(f"{name} {count:,d}" for name, count in sizes.items()))
+
 # %% [markdown]
 # ## 4 · The block
 #
@@ -407,7 +412,6 @@ check("attention.BasicTransformerBlock", BasicTransformerBlock)
 # relies on, not what a model could learn.)
 
 # %%
-FeedForward = use("attention.FeedForward", FeedForward)
 BasicTransformerBlock = use("attention.BasicTransformerBlock", BasicTransformerBlock)
 world = Scenes(64, "test", objects=(1, 2), textures=("plain",), degraded=0.0)
 asked = world.captions(range(PROMPTS), full=True)
