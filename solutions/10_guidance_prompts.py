@@ -78,7 +78,10 @@ shipped = StableDiffusion.load("scenes64").to(session.device)
 levels = shipped.schedule.alphas_cumprod                        # (1000,)
 PROMPT = "a large blue square above a small yellow star on a mint background"
 knob = [0.0, 1.0, 1.5, 3.0, 7.5, 12.0, 20.0]
-rows = [shipped.decode(torch.cat([shipped.latents(PROMPT, steps=STEPS, seed=s, guidance_scale=w) for w in knob])) for s in (1, 2)]
+rows = []
+for seed in (1, 2):
+    latents = [shipped.latents(PROMPT, steps=STEPS, seed=seed, guidance_scale=w) for w in knob]
+    rows.append(shipped.decode(torch.cat(latents)))             # (7,3,64,64)
 strip(rows, [f"w = {w:g}" for w in knob], ["seed 1", "seed 2"])
 
 # %% [markdown]
@@ -182,8 +185,8 @@ def exact(x, t, condition):
 def points(w, word="left", predict=exact):
     """Samples (POINTS,2) of the word, guided by w."""
     told = [{"allowed": ALLOWED[text].expand(POINTS, 9)} for text in (word, "")]
-    start = normal(POINTS, 2, 1, 1, seed=1)
-    return samplers.ddim(guided(predict, *told, w), start, shipped.schedule.timesteps(50), schedule=shipped.schedule).flatten(1)
+    start, table = normal(POINTS, 2, 1, 1, seed=1), shipped.schedule
+    return samplers.ddim(guided(predict, *told, w), start, table.timesteps(50), schedule=table).flatten(1)
 
 
 only = (ALLOWED["left"] - ALLOWED["right"]).clamp(min=0).bool()  # centres that are left and not right
@@ -276,7 +279,8 @@ def trained(p):
         noise = torch.randn(256, 2, generator=g)
         bar = levels[t].float()[:, None]
         ids = torch.tensor([WORDS[text] for text in drop_texts(texts, p, g)])
-        loss = (model((bar.sqrt() * x0 + (1 - bar).sqrt() * noise)[..., None, None], t, ids)[..., 0, 0] - noise).square().mean()
+        x_t = bar.sqrt() * x0 + (1 - bar).sqrt() * noise        # (256,2)
+        loss = (model(x_t[..., None, None], t, ids)[..., 0, 0] - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -285,11 +289,12 @@ def trained(p):
 
 def error(model, text):
     """How far its answers are from the exact ones, over the levels."""
-    x0 = CENTRES[torch.multinomial(ALLOWED[text].expand(1, 9), POINTS, True, generator=torch.Generator().manual_seed(3))[0]]
+    which = torch.multinomial(ALLOWED[text], POINTS, True, generator=torch.Generator().manual_seed(3))
+    x0 = CENTRES[which] + R * normal(POINTS, 2, seed=4)
     total = 0
     for t in range(50, 1000, 100):
         bar = float(levels[t])
-        x = (bar**0.5 * (x0 + R * normal(POINTS, 2, seed=t)) + (1 - bar) ** 0.5 * normal(POINTS, 2, seed=t + 1))[..., None, None]
+        x = (bar**0.5 * x0 + (1 - bar) ** 0.5 * normal(POINTS, 2, seed=t))[..., None, None]
         truth = exact(x, t, {"allowed": ALLOWED[text].expand(POINTS, 9)})
         total += float((model(x, t, torch.full((POINTS,), WORDS[text])) - truth).square().mean())
     return (total / 10) ** 0.5
@@ -304,7 +309,8 @@ for axis, p in zip(axes[1:], (0.0, 0.1, 0.5), strict=True):
     model = trained(p)
     with torch.no_grad():
         x = points(3.0, predict=lambda x, t, c, m=model: m(x, t, c["allowed"].sum(1).eq(9).logical_not().long()))
-        share = float((only[torch.cdist(x, CENTRES).argmin(1)] & (torch.cdist(x, CENTRES).min(1).values < 3 * R)).float().mean())
+        near = torch.cdist(x, CENTRES)
+        share = float((only[near.argmin(1)] & (near.min(1).values < 3 * R)).float().mean())
         print(f"{p:4g} {error(model, 'left'):16.3f} {error(model, ''):21.3f} {share:30.0%}")
     axis.scatter(*x.T, s=3, color=BLUE, alpha=0.5)
     axis.set_title(f"p = {p:g}, w = 3")
@@ -326,7 +332,7 @@ plt.show()
 
 # %%
 def draw(prompts, seeds, w=1.5, negative=None, steps=STEPS, answer=None):
-    """Pictures (B,3,64,64); `answer(plain, strong)` makes a denoiser of the two, if not the strong one alone is meant."""
+    """Pictures (B,3,64,64); `answer(plain, strong)` makes a denoiser of the two; none means the strong one alone."""
     cond, uncond = shipped.conditions(prompts, negative, 64, 64)
     plain, strong = (lambda x, t: shipped.predict(x, t, cond)), guided(shipped.predict, cond, uncond, w)
     says = answer(plain, strong) if answer else strong
@@ -488,7 +494,8 @@ def with_rescale(plain, strong):
 
 
 arms = {"w = 1": (1.0, None), "w = 1.5": (1.5, None), "w = 7.5": (7.5, None),
-        "between": (7.5, lambda plain, strong: limited(plain, strong, levels, 0.3, 5.0)), "rescaled": (7.5, with_rescale)}
+        "between": (7.5, lambda plain, strong: limited(plain, strong, levels, 0.3, 5.0)),
+        "rescaled": (7.5, with_rescale)}
 shown = {}
 print(f"{'':10s} right  bits of choice  at the ends    hard prompts: right")
 for title, (w, answer) in arms.items():
@@ -497,7 +504,8 @@ for title, (w, answer) in arms.items():
     ends = float((pictures.abs() > 0.995).float().mean())
     told = sum(right(swept[w] if answer is None and w in swept else draw(hard, seeds, w, answer=answer), hard))
     shown[title] = pictures[:8]
-    print(f"{title:10s} {sum(right(pictures, [OPEN] * PROMPTS)):5d} {bits(choice):15.2f} {ends:12.1%} {told:22d}   of {PROMPTS}")
+    kept = sum(right(pictures, [OPEN] * PROMPTS))
+    print(f"{title:10s} {kept:5d} {bits(choice):15.2f} {ends:12.1%} {told:22d}   of {PROMPTS}")
 strip(shown.values(), [""] * 8, list(shown), width=6.4)
 
 # %% [markdown]
@@ -606,7 +614,8 @@ print("sharpness of drawn scenes:", ", ".join(f"{how} {sum(v) / max(len(v), 1):.
 
 two = Scenes(64, "test", objects=(2, 2), textures=("plain",), degraded=0.0).captions(range(PROMPTS), full=True)
 ways = {"as it is": ("{}", None), "a sharp picture of": ("a sharp picture of {}", None),
-        "a blurry picture of": ("a blurry picture of {}", None), "highly detailed, 8k": ("{}, highly detailed, 8k", None),
+        "a blurry picture of": ("a blurry picture of {}", None),
+        "highly detailed, 8k": ("{}, highly detailed, 8k", None),
         "negative: blurry": ("{}", "a blurry picture"),
         "blurry, negative: blurry": ("a blurry picture of {}", "a blurry picture")}
 base, examples = None, {}
@@ -641,8 +650,8 @@ strip([examples[k] for k in ("as it is", "a blurry picture of", "highly detailed
 
 # %%
 grounds = {}
-for title, negative in {"none": None, "on white": f"{OPEN} on a white background", "on pink": f"{OPEN} on a pink background",
-                        "white background": "a white background"}.items():
+for title, negative in {"none": None, "on white": f"{OPEN} on a white background",
+                        "on pink": f"{OPEN} on a pink background", "white background": "a white background"}.items():
     pictures = draw([OPEN] * PROMPTS, range(PROMPTS), 3.0, negative)
     found = Counter(r.background or "unread" for r in oracle.read(pictures))
     grounds[title] = [found[g] for g in ("white", "gray", "pink", "cream", "mint", "sky", "unread")]
