@@ -52,7 +52,7 @@ def normal(*shape, seed=0):
 
 
 def show_maps(picture, words, maps):
-    """A PIL picture, and (K,H,W) heat maps laid over it in grey; each is stretched from its least to its largest value."""
+    """A PIL picture, and (K,H,W) heat maps over it in grey; each is stretched from its least to its largest value."""
     figure, axes = plt.subplots(1, len(words) + 1, figsize=(8, 8 / (len(words) + 1) + 0.3))
     axes[0].imshow(picture)
     for axis, word, heat in zip(axes[1:], words, maps, strict=True):
@@ -61,16 +61,14 @@ def show_maps(picture, words, maps):
         axis.imshow(share, cmap="YlOrRd", alpha=(0.9 * share).numpy(), vmin=0, vmax=1)
         axis.set_title(f"{word}, {float(heat.max()):.0%}", fontsize=10)
     for axis in axes:
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        axis.spines[:].set_visible(False)
+        axis.axis("off")
     plt.show()
 
 
 # %% [markdown]
 # ## Where a picture looks
 #
-# The course's model `scenes64` draws a prompt of 13 words. While it draws, every place of the latent spends one unit of
+# The course's model `scenes64` draws a prompt of 14 words. While it draws, every place of the latent spends one unit of
 # attention on the tokens of the text, in each of seven layers and at each step. Averaged over all of them, and laid over
 # the picture (the number is the largest share that the word gets anywhere):
 
@@ -347,7 +345,8 @@ check("attention.FeedForward", FeedForward)
 
 # %%
 FeedForward = use("attention.FeedForward", FeedForward)
-sizes = {type(m).__name__: sum(p.numel() for p in m.parameters()) for m in (FeedForward(320), CrossAttention(320, 768, 8, 40))}
+layers = FeedForward(320), CrossAttention(320, 768, 8, 40)
+sizes = {type(m).__name__: sum(p.numel() for p in m.parameters()) for m in layers}
 print("parameters at width 320:", ", ".join(f"{name} {count:,d}" for name, count in sizes.items()))
 
 # %% [markdown]
@@ -420,13 +419,14 @@ asked = world.captions(range(PROMPTS), full=True)
 def scores(pictures, prompts):
     """The share of pictures that show what was asked, by the oracle."""
     found = [oracle.heeds(r, captions.parse(p)) for r, p in zip(oracle.read(pictures.cpu()), prompts, strict=True)]
-    return {key: sum(f[key] for f in found) / len(found) for key in ("count", "shape", "color", "place", "background", "all")}
+    keys = ("count", "shape", "color", "place", "background", "all")
+    return {key: sum(f[key] for f in found) / len(found) for key in keys}
 
 
 def silenced(name):
     """Pictures of the shipped model, with every layer of this name answering 0."""
-    layers = [m for n, m in shipped.unet.named_modules() if n.endswith(f".{name}")]
-    handles = [m.register_forward_hook(lambda module, given, out: torch.zeros_like(out)) for m in layers]
+    handles = [m.register_forward_hook(lambda module, given, out: torch.zeros_like(out))
+               for n, m in shipped.unet.named_modules() if n.endswith(f".{name}")]
     drawn = shipped.decode(shipped.latents(asked, steps=STEPS, seed=0)).cpu()
     for handle in handles:
         handle.remove()
@@ -585,7 +585,8 @@ print(f"after {len(trained.merges)} merges every word of the captions is one tok
       *["".join(m).replace("</w>", "_") for m in trained.merges[:12]])
 for word in ("background", "rings", "turquoise", "원"):
     for n in (20, 140):
-        print(f"{word:12s} {n:4d} merges:", " · ".join(cut[n].symbols[i].replace("</w>", "_") for i in cut[n].encode(word)))
+        found = [cut[n].symbols[i].replace("</w>", "_") for i in cut[n].encode(word)]
+        print(f"{word:12s} {n:4d} merges:", " · ".join(found))
 
 # %% [markdown]
 # (`_` marks the end of a word.) The endings come early: `nd_`, `all_`. A word of the captions needs 140 merges at most to be
@@ -830,13 +831,13 @@ print(f"largest difference to the library's picture: {127.5 * float((pair[0] - p
 # Beside it, how much attention goes to words at all.
 
 # %%
-SHAPES, COLORS = ["circle", "square", "triangle", "ring", "star", "cross"], ["red", "blue", "green", "black", "purple", "brown"]
+SHAPES = ["circle", "square", "triangle", "ring", "star", "cross"]
+COLORS = ["red", "blue", "green", "black", "purple", "brown"]
 hits, chance, spent = {"shape": [], "color": []}, [], []
 for i in range(LOOKS):
     things = [(COLORS[i % 6], SHAPES[i % 5]), (COLORS[(i + 1 + i // 6) % 6], SHAPES[(i + 1 + i // 5 % 4) % 6])]
     prompt = "a large {} {} left of a large {} {} on a white background".format(*things[0], *things[1])
-    groups = [shipped.tokenizer.encode(prompt)]
-    n = len(groups[0])
+    n = len(shipped.tokenizer.encode(prompt))
     with heatmaps.recorded(shipped.unet, pictures=1) as maps:
         drawn = shipped.decode(shipped.latents(prompt, steps=STEPS, seed=i)).cpu()
     everything = maps.of([[0], list(range(1, n + 1)), [n + 1], list(range(n + 2, 32))], 64, 64)[0].mean((1, 2)).cpu()
@@ -853,11 +854,10 @@ for i in range(LOOKS):
             hits[kind].append(((x + 0.5) / 64 - thing.cx) ** 2 + ((y + 0.5) / 64 - thing.cy) ** 2 <= thing.radius**2)
 print(f"pictures that came out right: {len(chance) // 2} of {LOOKS}")
 for kind, found in hits.items():
-    print(f"the map of the {kind} is largest on its thing: {sum(found)} of {len(found)}")
-print(f"by chance: {sum(chance) / max(len(chance), 1):.0%}")
-shares = torch.stack(spent).mean(0)
-print("attention spent on", ", ".join(f"{name} {share:.0%}" for name, share in zip(
-    ("START", "words", "END", "padding"), shares.tolist(), strict=True)))
+    print(f"the map of the {kind} is largest on its thing: {sum(found)} of {len(found)};",
+          f"by chance {sum(chance) / max(len(chance), 1):.0%}")
+shares = zip(("START", "words", "END", "padding"), torch.stack(spent).mean(0).tolist(), strict=True)
+print("attention spent on", ", ".join(f"{name} {share:.0%}" for name, share in shares))
 
 # %% [markdown]
 # The maps do point at things. They are no proof: a map says what a place *read*. The exchange of rows in section 6 changed
