@@ -614,7 +614,7 @@ plt.show()
 
 # %% [markdown]
 # The gates start closed, so at the first step they are all of a block that learns. One picture learned by heart is a test of the
-# code and no more: a network that cannot do that can do nothing. The 28 blocks hold 669 of the 675 million parameters of DiT-XL/2.
+# code and no more: a network that cannot do that can do nothing. The 28 blocks hold 669 of DiT-XL/2's 675 million parameters.
 #
 # | ImageNet 256 × 256, guided | parameters | FID |
 # |---|---|---|
