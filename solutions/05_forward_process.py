@@ -607,6 +607,7 @@ class MySchedule(schedule.NoiseSchedule):
         self.alphas = 1 - self.betas
 
     def add_noise(self, x0, noise, t):
+        t = torch.as_tensor(t).long().expand(len(x0))           # a pipeline also says one number for all
         return add_noise(x0, noise, t, self.alphas_cumprod)
 
     def timesteps(self, steps, spacing="trailing", offset=0):

@@ -21,11 +21,15 @@ YOURS, LIBRARY = "yours", "library"
 
 
 class StudentParts(dict):
-    """Part name -> the student's own, for `parts.swapped`. `status` says of every part met whose it is, and why not yours."""
+    """Part name -> the student's own, for `parts.swapped`. `status` says of every part met whose it is, and why not yours.
+
+    `attempts` holds what was written and does not pass yet: for `capstone.diagnose`, not for the pipeline.
+    """
 
     def __init__(self):
         super().__init__()
         self.status: dict[str, str] = {}                       # part name -> "yours", or "library: ..."
+        self.attempts: dict[str, object] = {}
 
     def __str__(self) -> str:
         width = max(map(len, self.status), default=0)
@@ -50,20 +54,30 @@ def _read(path: Path, found: StudentParts) -> None:
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     space: dict = {"__name__": f"{path.stem}_of_a_student"}
     answers, solved = _answers(cells), {}                      # exercise -> name; name -> whether the student's stands
+    tried: dict[str, object] = {}                              # name -> what was written and is not right
     for cell in cells:
         problem = _define(cell.source, space, f"{path.name}, cell {cell.get('id')}")
         own = cell.metadata.get("course", {})
         if own.get("role") == "solution" and own.get("exercise") in checks.exercises():
             id, name = own["exercise"], answers.get(own["exercise"])
             mine = space.get(name)
-            solved[name] = mine is not None and checks.find(id).run(mine).passed
+            result = None if mine is None else checks.find(id).run(mine)
+            solved[name] = result is not None and result.passed
+            if result is not None and not solved[name] and result.messages != [checks.UNWRITTEN]:
+                tried[name] = mine
             if id in parts.PARTS:
                 _settle(found, id, mine, None if solved[name] else problem or f"exercise {id} is not solved")
+                if name in tried:
+                    found.attempts[id] = mine
             if not solved[name]:                               # whoever builds on it gets the course's own
                 space[name] = checks.find(id).reference
         if part := own.get("part"):
-            open_ones = sorted({n.id for n in ast.walk(_tree(cell.source)) if isinstance(n, ast.Name)}
-                               & {name for name, well in solved.items() if not well})
+            used = {n.id for n in ast.walk(_tree(cell.source)) if isinstance(n, ast.Name)}
+            open_ones = sorted(used & {name for name, well in solved.items() if not well})
+            if open_ones and set(open_ones) <= set(tried):     # the same class, built from what was written
+                trial = space | tried
+                if _define(cell.source, trial, path.name) is None and own["is"] in trial:
+                    found.attempts[part] = trial[own["is"]]
             why = problem or (f"{', '.join(open_ones)} not solved" if open_ones else None)
             _settle(found, part, space.get(own["is"]), why or (None if own["is"] in space else f"{own['is']} is not defined"))
 

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from course.errors import UsageError
 
+UNWRITTEN = "✗ not written yet"            # the only message about a stub
+
 
 class CheckFailed(AssertionError):
     """An answer fell short under COURSE_GRADING=1."""
@@ -87,7 +89,7 @@ class Exercise:
             # an answer that edits its inputs is told so by `hygiene`; elsewhere it would spoil the expected values
             problem = _attempt(function, obj if kind == "hygiene" else _on_copies(obj))
             if problem is _UNWRITTEN and kind == "gate":
-                return self._nothing("not written yet")
+                return self._nothing(UNWRITTEN.removeprefix("✗ "))
             problem = "this case is not written yet" if problem is _UNWRITTEN else problem
             messages.append(f"✗ {title}\n    {problem}" if problem else f"✓ {title}")
             earned += kind == "value" and not problem
