@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course import pixels
+from course import pixels, text, tokenizer
 from course.errors import CheckpointError, UsageError
 from course.evaluation.features import digest
 from course.pipeline import SHIPPED
-from course.training import saved
+from course.training import clip, saved
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ def scorer(model, tokens, device: str = "cpu", name: str = "CLIP-course") -> Sco
         u, v = model.directions(images.to(device), tokens(list(captions)).to(device))
         return (u * v).sum(-1)
     return Scorer(name, digest(model), cosines, digest(model.text_encoder))
+
+
+def untrained(seed: int = 0, device: str = "cpu") -> Scorer:
+    """One that has never seen anything, for trying out what needs a scorer."""
+    tokens = tokenizer.Tokenizer.train(["a small red circle left of a large blue square on a white background"], 20, length=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = text.TextConfig(vocab_size=1024, length=32, width=32, layers=1, heads=2, projection=32, eos_id=tokens.end_id)
+        model = clip.CLIP(clip.ImageEncoder(32, (32, 32, 32, 32)), text.TextEncoder(config))
+    return scorer(model, tokens, device, "CLIP-random")
 
 
 def released(path: str | Path, device: str = "cpu") -> Scorer:

@@ -96,6 +96,13 @@ def test_cosines_by_hand_and_no_judge_of_its_own_pupil():
     assert found.judges(other) is found
 
 
+def test_an_untrained_one_is_always_the_same():
+    a, b = agreement.untrained(), agreement.untrained()
+    images = Scenes(64, "test").images(range(3))
+    assert a.sha256 == b.sha256 != agreement.untrained(1).sha256 and torch.equal(a.of(images, WORDS), b.of(images, WORDS))
+    assert a.name == "CLIP-random" and 0 <= a.of(images, WORDS).min() <= a.of(images, WORDS).max() <= 1
+
+
 def test_a_bag_of_words_cannot_tell_an_exchange():
     """A scorer that counts words is at chance, with every tie lost; one that reads the order notices all."""
     from course.evaluation.tables import twins

@@ -20,8 +20,10 @@ def extractor(work: Work) -> features.Extractor:
 
 
 def scorer(work: Work) -> agreement.Scorer:
-    """What says whether pictures and words agree: clip-score, or the CLIP that was asked for."""
-    return work.with_network(agreement.released(work.clip, work.device) if work.clip is not None
+    """What says whether pictures and words agree: clip-score, or the CLIP that was asked for; at the quick scale untrained."""
+    if work.clip is not None:
+        return work.with_network(agreement.released(work.clip, work.device))
+    return work.with_network(agreement.untrained(device=work.device) if work.scale.name == "quick"
                              else agreement.course(device=work.device))
 
 
