@@ -686,8 +686,7 @@ for name, right in (("latent", marks[: len(trials)]), ("pixel", marks[len(trials
 #
 # ## The map
 #
-# The course follows an article in Korean; where it errs, the chapter says so and measures. (Chapters 09 to 16, and with 14
-# `lora.py`, are being written.)
+# The course follows an article in Korean; where it errs, the chapter says so and measures.
 #
 # |chapter|article|library|erratum|
 # |---|---|---|---|
