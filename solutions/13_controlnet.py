@@ -77,7 +77,8 @@ for module in (*pipe.modules().values(), shipped):
     module.requires_grad_(False)
 world = Scenes(64, "test", textures=("plain",), degraded=0.0)
 scenes = world.scenes(range(TESTED))
-edges = hints.picture(world, scenes, "edges").to(session.device)  # (TESTED,3,64,64) in [0,1]: exact, from the geometry
+# exact edges, from the scenes' geometry: (TESTED,3,64,64) in [0,1]
+edges = hints.picture(world, scenes, "edges").to(session.device)
 prompts = [captions.caption(scene, short=True) for scene in scenes]
 
 
@@ -185,7 +186,8 @@ conv_gradients = use("controlnet.conv_gradients", conv_gradients)
 x = torch.randn(64, 8, 2, 2)
 y = torch.einsum("oi,bihw->bohw", torch.randn(8, 8), x)         # a map to be learned
 figure, axis = plt.subplots(figsize=(6.5, 2.8))
-for name, inner, color, line in (("one layer of zeros", None, BLUE, "-"), ("two layers of zeros", 0.0, RED, "--"),
+for name, inner, color, line in (("one layer of zeros", None, BLUE, "-"),
+                                 ("two layers of zeros", 0.0, RED, "--"),
                                  ("zeros behind a layer that is not", 8**-0.5, GREEN, "-.")):
     W = torch.zeros(8, 8)
     V = None if inner is None else inner * torch.randn(8, 8)    # the layer in front of W, if there is one
@@ -216,7 +218,8 @@ plt.show()
 
 # %%
 small = F.interpolate(F.avg_pool2d(edges[:1], 8), scale_factor=8.0)
-strip([torch.cat([2 * edges[:1] - 1, 2 * small - 1]).cpu()], ["edges, 64 × 64", "their 8 × 8 averages"], width=3.6)
+strip([torch.cat([2 * edges[:1] - 1, 2 * small - 1]).cpu()], ["edges, 64 × 64", "their 8 × 8 averages"],
+      width=3.6)
 
 # %% [markdown]
 # So a small network of strided convolutions, the *hint network*, is trained along, and may put into its channels where in
@@ -450,7 +453,7 @@ class MyControlNet(controlnet.ControlNet):
         return net
 
     def forward(self, x, t, context, hint, scale=1.0, added=None, guess=False):
-        if added is not None or guess:                          # SDXL's sizes, and the guess mode of released files
+        if added is not None or guess:                          # SDXL's sizes, and guess mode
             return super().forward(x, t, context, hint, scale, added, guess)
         return control_forward(self, x, t, context, hint, scale)
 
@@ -472,7 +475,8 @@ new = {name: draw(Control(net, edges[:SHOWN]), SHOWN) for name, net in nets.item
 strip([without[:SHOWN], *new.values()], [""] * SHOWN, ["without", *new], width=4.6)
 few = draw(count=SHOWN)
 for name, pictures in new.items():
-    print(f"{name:9s} untrained: pictures differ from those without by up to {float((pictures - few).abs().max()):.4f}")
+    print(f"{name:9s} untrained: pictures differ from those without by up to "
+          f"{float((pictures - few).abs().max()):.4f}")
 
 # %% [markdown]
 # With zeros not one bit differs: what is added is exactly 0. With Gaussian weights, of the size that is usual for new layers,
@@ -503,7 +507,7 @@ def training_step(network, unet, optimizer, z0, context, hint, schedule, generat
     noise = torch.randn(z0.shape, generator=generator).to(z0)   # (B,C,h,w)
     z_t = schedule.add_noise(z0, noise, t)
     residuals = network(z_t, t, context, hint)
-    prediction = unet(z_t, t, context, control=residuals)       # frozen, not under no_grad: gradients pass through
+    prediction = unet(z_t, t, context, control=residuals)       # frozen, but gradients pass through
     loss = (prediction - schedule.to_v(z0, noise, t)).square().mean()
     optimizer.zero_grad()
     loss.backward()
@@ -544,7 +548,7 @@ def material(split, count):
 z0, shown_edges, told = material("train", COUNT)
 nothing = pipe.encode_text([""])["context"]                     # (1,32,128)
 unseen, unseen_edges, _ = material("val", UNSEEN)
-levels = ((torch.arange(UNSEEN) + 0.5) / UNSEEN * 1000).long().to(session.device)              # evenly, one a picture
+levels = ((torch.arange(UNSEEN) + 0.5) / UNSEEN * 1000).long().to(session.device)  # one a picture, evenly
 noise = torch.randn(unseen.shape, generator=torch.Generator().manual_seed(5)).to(unseen)
 
 
@@ -553,7 +557,8 @@ def unseen_loss(net=None):
     """Mean squared error of v on unseen scenes, without a prompt, always at the same levels and noise."""
     z_t, asked = pipe.schedule.add_noise(unseen, noise, levels), nothing.expand(UNSEEN, -1, -1)
     found = None if net is None else net(z_t, levels, asked, unseen_edges)
-    return float((pipe.unet(z_t, levels, asked, control=found) - pipe.schedule.to_v(unseen, noise, levels)).square().mean())
+    return float((pipe.unet(z_t, levels, asked, control=found)
+                  - pipe.schedule.to_v(unseen, noise, levels)).square().mean())
 
 
 def batches(steps, seed=1):
@@ -577,7 +582,8 @@ figure, axes = plt.subplots(1, 2, figsize=(8, 2.3), sharey=True)
 for axis, (name, net) in zip(axes, {"zero": fresh(), "Gaussian": fresh(gaussian=True)}.items(), strict=True):
     optimizer, norms = torch.optim.AdamW(net.parameters(), lr=1e-3), torch.zeros(len(GROUPS), FIRST)
     for step, (z, text, hint) in enumerate(batches(FIRST)):
-        training_step(net, pipe.unet, optimizer, z, text, hint, pipe.schedule, torch.Generator().manual_seed(step), 1e9)
+        training_step(net, pipe.unet, optimizer, z, text, hint, pipe.schedule,
+                      torch.Generator().manual_seed(step), 1e9)
         for parameter_name, p in net.named_parameters():
             norms[GROUPS.index(group(parameter_name)), step] += p.grad.square().sum().cpu()
     norms = norms.sqrt()
@@ -698,7 +704,8 @@ results |= {"scenes64-edges": steered}
 print(f"{TESTED} unseen scenes{'':17s} edges, F   all as the scene has it")
 for name, pictures in results.items():
     print(f"{name:34s} {edge_f(pictures):6.3f}   {oracle.rates(pictures, scenes)['all']:16.0%}")
-rows = [2 * edges[:SHOWN].cpu() - 1, *(results[f"yours, {name} at the start"][:SHOWN] for name in nets), steered[:SHOWN]]
+rows = [2 * edges[:SHOWN].cpu() - 1, *(results[f"yours, {name} at the start"][:SHOWN] for name in nets),
+        steered[:SHOWN]]
 strip(rows, [""] * SHOWN, ["control", "zero", "Gaussian", "shipped"], width=4.6)
 
 # %% [markdown]
@@ -747,8 +754,8 @@ print("steps ", *[f"{name}: {edge_f(p):.3f}" for name, p in by_span.items()], se
 
 # %%
 pairs = [scene for scene in world.scenes(range(200)) if len(scene.objects) == 2][:SHOWN]
-halves = [hints.picture(world, [replace(s, objects=s.objects[k:k + 1]) for s in pairs], "edges").to(session.device)
-          for k in (0, 1)]
+halves = [hints.picture(world, [replace(s, objects=s.objects[k:k + 1]) for s in pairs],
+                        "edges").to(session.device) for k in (0, 1)]
 said = [captions.caption(scene, short=True) for scene in pairs]
 both = torch.maximum(*halves)                                   # (SHOWN,3,64,64)
 
@@ -757,7 +764,8 @@ def of_pairs(control):
     return pipe.decode(pipe.latents(said, steps=DRAWN, seed=3, control=control)).cpu()
 
 
-tries = {"one, all edges": Control(shipped, both), "two, half each": [Control(shipped, half) for half in halves],
+tries = {"one, all edges": Control(shipped, both),
+         "two, half each": [Control(shipped, half) for half in halves],
          "the same at 0.5": [Control(shipped, half, weight=0.5) for half in halves]}
 wanted_edges = world.controls(pairs)["edges"][:, 0] > 0.99
 drawn = {name: of_pairs(control) for name, control in tries.items()}

@@ -57,7 +57,7 @@ def test_a_step_has_the_librarys_loss():
 
     net = Net()
     loss = answers.training_step(net, unet, torch.optim.SGD(net.parameters(), 0.1), z0, None, hint, s)
-    moved = float(net.w)
+    moved = net.w.item()
     with torch.no_grad():
         net.w.fill_(0.3)
     a, spread = s.coefficients(seen["t"], z0)
