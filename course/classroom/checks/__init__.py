@@ -76,8 +76,11 @@ class Exercise:
             return function
         return keep
 
-    def run(self, obj) -> Result:
-        """Try every property on `obj`; prints nothing and leaves the random state as it was."""
+    def run(self, obj, before=lambda kind: None) -> Result:
+        """Try every property on `obj`; prints nothing and leaves the random state as it was.
+
+        before: called with the kind of each property that is about to be tried.
+        """
         if obj is self.reference:
             return self._nothing("this is the course's own part: run the cell with your definition again")
         if not callable(obj):
@@ -86,6 +89,7 @@ class Exercise:
         for title, kind, function in self.properties:
             if blocked:
                 continue
+            before(kind)
             # an answer that edits its inputs is told so by `hygiene`; elsewhere it would spoil the expected values
             problem = _attempt(function, obj if kind == "hygiene" else _on_copies(obj))
             if problem is _UNWRITTEN and kind == "gate":
