@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import os
 import socket
 import types
 
@@ -587,10 +588,10 @@ def _shown(target, name: str) -> bool:
     return not (isinstance(target, nn.Module) and hasattr(nn.Module, name)) and not name.startswith(("register", "load"))
 
 
-def serve(path: str, namespace: dict) -> None:
+def serve(namespace: dict) -> None:
     """In the sandbox: connect to the grader and answer its calls of what `namespace` holds, until it has seen enough."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
+    connection.connect(os.environ["COURSE_BRIDGE"])
     with connection:
         bridge = Bridge(Channel(connection), strict=False)
         bridge.namespace = namespace
