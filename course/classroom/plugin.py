@@ -172,6 +172,7 @@ class Probe(threading.Thread):
     def __init__(self, kernel: SandboxedKernel, terms: dict):
         super().__init__(daemon=True)
         self.kernel, self.terms, self.result, self.stopped = kernel, terms, None, None
+        self.each: dict[str, dict] = {}                         # where several answers are behind one bridge, as in tests
 
     def run(self):
         try:
@@ -179,7 +180,9 @@ class Probe(threading.Thread):
             connection, _ = self.kernel.listener.accept()
             with connection:
                 bridge = Bridge(Channel(connection, self.terms["seconds"]["probe"]), strict=True)
-                self.result = examine(self.terms["id"], bridge, self.terms["salt"])
+                for name in self.terms.get("names", ["answer"]):
+                    self.result = examine(self.terms["id"], bridge, self.terms["salt"], name)
+                    self.each[name] = {"points": self.result.points, "messages": self.result.messages}
         except Interrupted as error:
             self.stopped = (error.status, str(error))
         except OSError as error:
@@ -190,18 +193,18 @@ class Probe(threading.Thread):
             self.kernel.hang_up()                               # a second caller is not kept waiting
 
 
-def examine(id: str, bridge: Bridge, salt: int) -> checks.Result:
-    """The check of exercise `id` on the answer behind `bridge`, with inputs that belong to `salt`."""
+def examine(id: str, bridge: Bridge, salt: int, name: str = "answer") -> checks.Result:
+    """The check of exercise `id` on what is called `name` behind `bridge`, with inputs that belong to `salt`."""
     exercise, changes = checks.find(id), changes_what_it_is_given(id)
 
     def answer(*arguments, **options):
-        return bridge.named("answer")(*arguments, **options)
+        return bridge.named(name)(*arguments, **options)
 
     def before(kind: str) -> None:
         bridge.reset(lend_for_change=changes or kind == "hygiene")
 
     before("gate")
-    found = bridge.named("answer")
+    found = bridge.named(name)
     with checks.fresh(salt):
         return exercise.run(answer if callable(found) else found, before)
 
@@ -293,7 +296,8 @@ def _verdict(probe: Probe, error) -> dict:
         first = next((m for m in result.messages if m.startswith("✗")), "")
         kind = "correct" if result.passed else "partial" if result.points else \
             "error" if "it raised" in first and len([m for m in result.messages if m[0] != "·"]) == 1 else "wrong"
-        return {"status": kind, "points": result.points, "messages": result.messages}
+        return {"status": kind, "points": result.points, "messages": result.messages} | (
+            {"each": probe.each} if len(probe.each) > 1 else {})
     status, why = probe.stopped or ("killed", "the kernel did not answer to its end")
     if isinstance(error, Stopped):
         status, why = error.status, str(error)
