@@ -313,11 +313,13 @@ def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter n
 @app.command()
 def grade(paths: Annotated[list[Path], typer.Argument(help="Notebooks, folders (one a student), zips, or a tree of submissions "
                                                       "from nbgrader, Moodle or Canvas.")],
-          out: Annotated[Path, typer.Option(help="Folder for marks, feedback and exports; the same command goes on from there.")],
+          out: Annotated[Path, typer.Option(help="Folder for marks, feedback and exports; the same command goes on from "
+                                            "there.")],
           chain: Annotated[bool, typer.Option("--chain", help="Let an answer build on the student's own earlier answers, not on "
                                               "the course's.")] = False,
           jobs: Annotated[int, typer.Option(help="How many answers are run at a time.")] = 2,
-          points: Annotated[Path | None, typer.Option(help="JSON that says which exercises count, and for how many points.")] = None,
+          points: Annotated[Path | None, typer.Option(help="JSON that says which exercises count, and for how many "
+                                                           "points.")] = None,
           trusted: Annotated[bool, typer.Option("--trusted", help="Run without a sandbox: only for code that you would run "
                                                 "yourself.")] = False,
           as_json: Json = False) -> None:
@@ -325,7 +327,8 @@ def grade(paths: Annotated[list[Path], typer.Argument(help="Notebooks, folders (
     from course.classroom import grade as grading
     if jobs < 1:
         raise UsageError(f"jobs must be at least 1, got {jobs}")
-    made = grading.run(paths, out, chain, jobs, points, trusted, say=lambda line: line and print(line, file=sys.stderr, flush=True))
+    made = grading.run(paths, out, chain, jobs, points, trusted,
+                       say=lambda line: line and print(line, file=sys.stderr, flush=True))
     if as_json:
         print(json.dumps({name: made.total(name) for name in made.students}))
     else:

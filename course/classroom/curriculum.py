@@ -18,11 +18,13 @@ from course.classroom import checks, collect
 from course.classroom.release import ROOT
 
 # beside the answer's own name: what else in the library would be the answer
-SAME_AS = {"schedule.make_schedule": ("_betas",), "schedule.convert": ("to_x0", "to_eps", "to_v"), "vq.usage": ("usage",)}
-COMMON = {"np": "import numpy as np", "torch": "import torch", "nn": "from torch import nn", "Tensor": "from torch import Tensor",
-          "F": "import torch.nn.functional as F", "math": "import math", "copy": "import copy", "itertools": "import itertools"} | {
+SAME_AS = {"schedule.make_schedule": ("_betas",), "schedule.convert": ("to_x0", "to_eps", "to_v")}
+COMMON = {"np": "import numpy as np", "torch": "import torch", "nn": "from torch import nn", "math": "import math",
+          "Tensor": "from torch import Tensor", "F": "import torch.nn.functional as F", "copy": "import copy",
+          "itertools": "import itertools"} | {
           name: f"from einops import {name}" for name in ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")} | {
           name: f"from dataclasses import {name}" for name in ("dataclass", "replace", "field")}
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 OURS = ("wire", "bridge", "gradients", "mirrors")               # of the classroom: what the sandbox's side of the bridge is
 OTHERS = ("course", "diffusers", "peft", "transformers", "lpips", "torchmetrics", "torch_fidelity", "timm", "tests")
 
@@ -100,7 +102,7 @@ def prerequisites(task: Task, source: str, own: dict[str, str] | None = None) ->
         if role.get("role") == "solution":
             text = (own or {}).get(role["exercise"], text)
         for number, node in enumerate(collect._tree(text).body):
-            if not isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)) and not collect._is_constant(node):
+            if not isinstance(node, DEFINITIONS) and not collect._is_constant(node):
                 continue
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("course."):
                 continue

@@ -77,14 +77,16 @@ def junit(made) -> bytes:
     for name in made.students:
         marks = made.marks[name]
         failed = sum(m.status not in ("correct", "missing") for m in marks.values())
-        suite = ElementTree.SubElement(root, "testsuite", name=plain(name), tests=str(len(marks)), failures=str(failed), errors="0",
-                                       skipped=str(sum(m.status == "missing" for m in marks.values())))
+        skipped = sum(m.status == "missing" for m in marks.values())
+        suite = ElementTree.SubElement(root, "testsuite", name=plain(name), tests=str(len(marks)), failures=str(failed),
+                                       errors="0", skipped=str(skipped))
         for id, mark in marks.items():
             case = ElementTree.SubElement(suite, "testcase", classname=plain(name), name=id)
             if mark.status == "missing":
                 ElementTree.SubElement(case, "skipped", message=plain(mark.why))
             elif mark.status != "correct":
-                failure = ElementTree.SubElement(case, "failure", message=f"{mark.status}: {mark.points:g} of {mark.most:g} points")
+                said = f"{mark.status}: {mark.points:g} of {mark.most:g} points"
+                failure = ElementTree.SubElement(case, "failure", message=said)
                 failure.text = plain("\n".join(mark.messages) or mark.why)
     ElementTree.indent(root)
     return ElementTree.tostring(root, "utf-8", xml_declaration=True) + b"\n"

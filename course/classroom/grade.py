@@ -82,8 +82,8 @@ def run(paths: list[Path], out: Path, chain: bool = False, jobs: int = 1, points
     """Grade what lies in `paths` into the folder `out`. Raises UsageError where this machine has no sandbox and `trusted` is not
     given, and for paths or points that make no sense."""
     if (why := sandbox.available()) and not trusted:
-        raise UsageError(f"UNSANDBOXED: untrusted code cannot be confined on this machine ({why}). Use a container:\n  {CONTAINER}\n"
-                         "or, for code that you would run yourself, --trusted")
+        raise UsageError(f"UNSANDBOXED: untrusted code cannot be confined on this machine ({why}). Use a container:\n"
+                         f"  {CONTAINER}\nor, for code that you would run yourself, --trusted")
     if why or trusted:
         say("UNSANDBOXED: the students' code runs with your rights" if trusted else "")
     students = submissions.gather(paths)
@@ -270,7 +270,8 @@ class _Runner:
 
     def _lay_out(self, unit: Unit, path: Path) -> None:
         cells = (("setup", unit.before), ("answer", unit.source), ("probe", PROBE % unit.task.answer))
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text, metadata={"role": role}) for role, text in cells])
+        made = [nbformat.v4.new_code_cell(text, metadata={"role": role}) for role, text in cells]
+        notebook = nbformat.v4.new_notebook(cells=made)
         nbformat.write(notebook, path)
         salt = int.from_bytes(hmac.digest(self.secret, unit.key.encode(), "sha256")[:5])
         path.with_suffix(".json").write_text(json.dumps(

@@ -84,7 +84,7 @@ class Graph:
         gone = []
         for key in list(self.alive) if not self.running else ():        # in the middle of a backward nothing is settled
             try:
-                self.nodes[key].grad_fn.saved_tensors
+                _ = self.nodes[key].grad_fn.saved_tensors
             except RuntimeError:
                 gone.append(key)
                 self.alive.remove(key)

@@ -43,8 +43,8 @@ def make(bridge, number: int, kind: str, native: str | None) -> nn.Module:
         made.__dict__["_bridge"], made.__dict__["_number"] = bridge, number
         return made
     torchs = getattr(nn, native, None) if isinstance(native, str) else None
-    bases = (Mirror, torchs) if isinstance(torchs, type) and issubclass(torchs, nn.Module) and torchs is not nn.Module else (Mirror,)
-    return type(kind, bases, {"__init__": Mirror.__init__})(bridge, number)
+    known = isinstance(torchs, type) and issubclass(torchs, nn.Module) and torchs is not nn.Module
+    return type(kind, (Mirror, torchs) if known else (Mirror,), {"__init__": Mirror.__init__})(bridge, number)
 
 
 class Modules:
@@ -97,7 +97,8 @@ class Modules:
                          if old.get((kind, name)) != new[kind, name]]
                 gone = [list(key) for key in old if key not in new]
                 self.shape[number] = now
-                changed.setdefault("modules", []).append({"on": number, "training": module.training, "parts": parts, "gone": gone})
+                changed.setdefault("modules", []).append(
+                    {"on": number, "training": module.training, "parts": parts, "gone": gone})
 
     def take(self, changes: list, reader: Reader) -> None:
         for code in changes:

@@ -302,7 +302,8 @@ def _verdict(probe: Probe, error) -> dict:
     if isinstance(error, Stopped):
         status, why = error.status, str(error)
     elif error is not None:
-        status, why = ("error" if status == "killed" else status), _first_line(getattr(error, "inner_traceback", "") or str(error))
+        status = "error" if status == "killed" else status
+        why = _first_line(getattr(error, "inner_traceback", "") or str(error))
     return {"status": status, "why": why}
 
 

@@ -12,7 +12,7 @@ without the answers. What is not: the checks, the solutions, the grader's enviro
 import ctypes
 import json
 import os
-import resource
+import platform
 import shutil
 import signal
 import socket
@@ -26,7 +26,7 @@ NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 PDEATHSIG, SET_DUMPABLE, CAPBSET_DROP, NO_NEW_PRIVS = 1, 4, 24, 38
-PIVOT_ROOT, CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(os.uname().machine if hasattr(os, "uname") else "", (0, 0))
+PIVOT_ROOT, CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(platform.machine(), (0, 0))    # numbers of system calls
 NOBODY = 65534
 
 LIMITS = {"memory": 4 << 30,               # bytes resident, of all processes together
@@ -57,7 +57,8 @@ def spec(folder: Path, course: Path, hidden: list[str], limits: dict | None = No
     return {"folder": str(folder), "course": str(course), "shown": shown, "cover": cover, "sockets": 5,
             "limits": LIMITS | (limits or {}),
             "environment": {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC",
-                            "PYTHONPATH": str(course), "COURSE_BRIDGE": str(folder / "bridge"), "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1",
+                            "PYTHONPATH": str(course), "COURSE_BRIDGE": str(folder / "bridge"),
+                            "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1",
                             "IPYTHONDIR": "/tmp/ipython", "JUPYTER_RUNTIME_DIR": "/tmp", "MPLBACKEND": "agg",
                             "MPLCONFIGDIR": "/tmp", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
 
@@ -97,7 +98,7 @@ def give(folder: Path) -> None:
 
 # ---- system calls
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 
 
 def check(result: int, what: str) -> None:
@@ -175,7 +176,7 @@ def watch(child: int, limits: dict, folder: Path) -> int:
 
 def resident(root: int) -> int:
     """Bytes in memory of a process and all its descendants, shared pages of forks once for each."""
-    children, sizes, page = {}, {}, resource.getpagesize()
+    children, sizes, page = {}, {}, os.sysconf("SC_PAGE_SIZE")
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -251,7 +252,8 @@ def build(made: dict, at: dict[str, str]) -> None:
     mount("tmpfs", new, "tmpfs", NOSUID | NODEV, "size=1m,mode=755,nr_inodes=4k")
     for path in ("/tmp", "/dev/shm"):
         os.makedirs(new + path, exist_ok=True)
-        mount("tmpfs", new + path, "tmpfs", NOSUID | NODEV, f"size={disk if path == '/tmp' else disk // 4},mode=1777,nr_inodes=4k")
+        size = disk if path == "/tmp" else disk // 4
+        mount("tmpfs", new + path, "tmpfs", NOSUID | NODEV, f"size={size},mode=1777,nr_inodes=4k")
     for path in (*made["shown"], made["course"]):
         os.makedirs(new + path, exist_ok=True)
         mount(at[path], new + path, None, BIND | REC)
@@ -288,6 +290,8 @@ def build(made: dict, at: dict[str, str]) -> None:
 
 def become(made: dict, program: list[str]) -> None:
     """The kernel: limits, no rights, a scrubbed environment, no open files but the three."""
+    import resource                                             # is not there on Windows, where this never runs
+
     limits = made["limits"]
     for kind, most in ((resource.RLIMIT_AS, limits["address"]), (resource.RLIMIT_CPU, limits["cpu"]),
                        (resource.RLIMIT_NPROC, limits["processes"]), (resource.RLIMIT_FSIZE, limits["file"]),

@@ -75,7 +75,8 @@ def _files(path: Path):
                 if file.is_symlink():
                     yield who, number, name, "a link, not a file"
                 elif file.suffix == ".zip":
-                    yield from _zip(file.read_bytes() if file.stat().st_size <= TOTAL else b"", name, who if len(parts) > 1 else None)
+                    data = file.read_bytes() if file.is_file() and file.stat().st_size <= TOTAL else b""
+                    yield from _zip(data, name, who if len(parts) > 1 else None)
                 else:
                     yield who, number, name, _read(file)
     elif path.suffix == ".zip":

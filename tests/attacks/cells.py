@@ -20,7 +20,8 @@ def attack(name: str, before: str = "", after: str = "", answer: str = WRONG, id
 def inside(name: str, body: str) -> None:
     """An attack that waits until the grader calls the function."""
     lines = "\n".join("    " + line for line in body.strip().splitlines())
-    ATTACKS[name] = (ID, f"import torch\ndef add_noise(x0, noise, t, alphas_cumprod):\n{lines}\n    return torch.zeros_like(x0)\n")
+    ATTACKS[name] = (ID, "import torch\ndef add_noise(x0, noise, t, alphas_cumprod):\n"
+                         f"{lines}\n    return torch.zeros_like(x0)\n")
 
 
 # ---- lie to whoever compares
@@ -110,7 +111,8 @@ while frame is not None:
 inside("memory_walk", '''
 import gc, types
 for thing in gc.get_objects():
-    if isinstance(thing, types.FunctionType) and thing.__name__ in ("add_noise", "reference") and thing is not globals()["add_noise"]:
+    named = isinstance(thing, types.FunctionType) and thing.__name__ in ("add_noise", "reference")
+    if named and thing is not globals()["add_noise"]:
         try: return thing(x0, noise, t, alphas_cumprod)
         except Exception: pass
 ''')
@@ -185,12 +187,14 @@ attack("huge_frame", TALK + "line.sendall(struct.pack('>IQ', 10, 1 << 60))")
 attack("huge_json", TALK + "line.sendall(struct.pack('>IQ', (1 << 32) - 1, 0))")
 attack("deep_json", TALK + "say(b'[' * 100000)")
 attack("not_json", TALK + "say(b'\\xff\\xfe' * 50)")
-attack("pickle", TALK + "import pickle\nclass P:\n    def __reduce__(self): return (os.system, ('touch /tmp/owned',))\nsay(pickle.dumps(P()))")
+attack("pickle", TALK + "import pickle\nclass P:\n    def __reduce__(self): return (os.system, ('touch /tmp/owned',))\n"
+       "say(pickle.dumps(P()))")
 attack("negative_shape", TALK + "say({'value': {'tensor': 's1', 'like': ['float32', [-1, -1]], 'grad': False, 'leaf': True,"
        " 'parameter': False, 'twin': None}, 'changed': {}}, b'0000')")
 attack("enormous_shape", TALK + "say({'value': {'tensor': 's1', 'like': ['float32', [1 << 40]], 'grad': False, 'leaf': True,"
        " 'parameter': False, 'twin': None}, 'changed': {}})")
-attack("calls_the_grader", TALK + "for n in range(200):\n    try: say({'do': 'call', 'on': n, 'method': '__call__', 'grad': True, "
+attack("calls_the_grader", TALK + "for n in range(200):\n"
+       "    try: say({'do': 'call', 'on': n, 'method': '__call__', 'grad': True, "
        "'first': [], 'args': [], 'options': [], 'changed': {}})\n    except OSError: break")
 attack("asks_for_internals", TALK + "for name in ('__globals__', '__class__', 'gi_frame', '__dict__', '_bridge'):\n"
        "    say({'do': 'get', 'on': 1, 'given': [name], 'grad': True, 'changed': {}})")
