@@ -2,7 +2,7 @@
 
 The grader holds a proxy of the student's function and runs the check of the exercise with it, as a notebook does. What crosses:
 
-    numbers, strings, tuples, lists, dicts, tensors   by value
+    numbers, strings, tuples, lists, dicts, tensors   by value (`values.py`); changes in place are told (`changes.py`)
     modules                                           as mirrors (`mirrors.py`): names and weights by value, calls go back
     everything else (functions, recorders, iterators) by number: attributes and calls go back to where the object lives
 
@@ -16,71 +16,36 @@ classes are shown, and tensors and modules that it lent are changed from outside
 
 import builtins
 import contextlib
-import dataclasses
-import importlib
-import itertools
+import copy
 import os
 import socket
 import types
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from course.classroom import gradients, mirrors
+from course.classroom.changes import describe, refill, snapshot, unchanged
+from course.classroom.values import METHODS, Values, leaves
 from course.classroom.wire import Channel, Interrupted, Reader, put
 
-DEPTH, NESTING = 40, 24                    # calls inside calls; lists inside lists
-METHODS = ("__call__", "__iter__", "__next__", "__len__", "__getitem__", "__contains__", "__float__", "__int__", "__bool__")
+DEPTH = 40                                 # calls inside calls
 ERRORS = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 SHOWN = ("course.", "torch.", "types")      # of these modules' classes the grader shows attributes
 
 
-class Thing:
-    """An object of the other side; what it can do was told when it came."""
-
-    def __init__(self, bridge, number: int):
-        self.__dict__["_bridge"], self.__dict__["_number"] = bridge, number
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self._bridge.ask("get", self._number, name)
-
-    def __setattr__(self, name, value):
-        raise AttributeError(f"{name} of an object that was handed in cannot be set")
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-def _forward(method: str):
-    def call(self, *arguments, **options):
-        return self._bridge.call(self._number, arguments, options, method)
-    return call
-
-
-class Bridge:
+class Bridge(Values):
     """One end. `strict` is the grader's."""
 
     def __init__(self, channel: Channel, strict: bool):
-        self.channel, self.strict, self.side = channel, strict, "g" if strict else "s"
+        super().__init__(strict)
+        self.channel, self.depth = channel, 0
         self.namespace: dict[str, object] = {}                  # what the other side may ask for by name
-        self.counter, self.depth = itertools.count(1), 0
         self.lend_for_change = not strict                       # may the other side change what it was lent?
         self._forget()
 
     def _forget(self):
-        self.objects: dict[int, object] = {}                    # number -> mine, for the other side
-        self.numbers: dict[int, int] = {}                       # id(object) -> number
-        self.things: dict[int, Thing] = {}                      # number -> theirs, as it looks here
-        self.tensors: dict[str, Tensor] = {}                    # key -> tensor, of either side
-        self.keys: dict[int, str] = {}                          # id(tensor) -> key
-        self.mine: set[str] = set()                             # keys of tensors that were made here
-        self.kept: list = []                                    # objects whose id is in use
-        self.frames: list[dict] = []                            # of each call that runs, the keys of what was handed over
-        self.told: dict[str, object] = {}                       # key -> what the other side takes it to be
-        self.edited: set[str] = set()                           # keys of theirs that were changed in place here
+        self.forget()
         self.arguments: set[str] = set()                        # keys of what was handed over as an argument
         self.modules = mirrors.Modules(self)
         self.graph = gradients.Graph(self)
@@ -103,7 +68,7 @@ class Bridge:
         with self._frame():
             tensors: list[Tensor] = []
             # leaves and modules first: the graph of a tensor beside them may begin there
-            first = [self.encode(v, tensors) for v in _leaves([*arguments, *(options or {}).values()])]
+            first = [self.encode(v, tensors) for v in leaves([*arguments, *(options or {}).values()])]
             message = {"do": "call", "on": number, "method": method, "grad": torch.is_grad_enabled(), "first": first,
                        "args": [self.encode(a, tensors) for a in arguments],
                        "options": [[k, self.encode(v, tensors)] for k, v in (options or {}).items()]}
@@ -198,7 +163,6 @@ class Bridge:
             if what == "get":
                 return self._get(target, *message["given"])
             if what == "copy" and isinstance(target, nn.Module):
-                import copy
                 return copy.deepcopy(target)
         raise Interrupted("killed", f"a request for {what!r}")
 
@@ -210,220 +174,6 @@ class Bridge:
         value = getattr(target, name)
         if self.strict and isinstance(value, (type, types.ModuleType)):
             raise AttributeError(f"{name} is not shown")
-        return value
-
-    # ---- values
-
-    def encode(self, value, tensors: list[Tensor], deep: int = 0):
-        """What stands for `value` in JSON; its tensors are appended to `tensors`."""
-        if deep > NESTING:
-            raise ValueError("lists inside lists inside lists")
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, (int, float, str)) and not isinstance(value, np.generic) or isinstance(value, np.float64):
-            return {int: int, float: float, str: str}[next(k for k in (int, float, str) if isinstance(value, k))](value)
-        if isinstance(value, Tensor):
-            return self._encode_tensor(value, tensors)
-        if isinstance(value, (tuple, list)):
-            items = [self.encode(v, tensors, deep + 1) for v in value]
-            if type(value) is list:
-                return {"list": items, "id": self._container(value)}
-            return {"size" if isinstance(value, torch.Size) else "tuple" if isinstance(value, tuple) else "list": items}
-        if type(value) is dict:
-            pairs = [[self.encode(k, tensors, deep + 1), self.encode(v, tensors, deep + 1)] for k, v in value.items()]
-            return {"dict": pairs, "id": self._container(value)}
-        if isinstance(value, (set, frozenset)):
-            return {"set": [self.encode(v, tensors, deep + 1) for v in value]}
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-            array = torch.from_numpy(np.ascontiguousarray(value)).reshape(np.shape(value))
-            return {"array": put(array, tensors), "number": isinstance(value, np.generic)}
-        if isinstance(value, torch.Generator):
-            return {"generator": self._key(value), "state": put(value.get_state(), tensors)}
-        if isinstance(value, (torch.dtype, torch.device)):
-            return {"dtype" if isinstance(value, torch.dtype) else "device": str(value).removeprefix("torch.")}
-        if isinstance(value, slice):
-            return {"slice": [self.encode(v, tensors, deep + 1) for v in (value.start, value.stop, value.step)]}
-        if value is Ellipsis or value is NotImplemented:
-            return {"constant": str(value)}
-        if isinstance(value, Thing) and value._bridge is self:
-            return {"yours": value._number}
-        if isinstance(value, nn.Module):
-            return self.modules.encode(value, tensors)
-        return self._encode_object(value, tensors)
-
-    def _encode_object(self, value, tensors):
-        number = self.number(value)
-        can = [m for m in METHODS if _can(value, m)]
-        found = {"object": number, "can": can, "name": type(value).__name__[:80]}
-        if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith("course."):
-            found["fields"] = [[f.name, self.encode(getattr(value, f.name), tensors, 4)] for f in dataclasses.fields(value)]
-            found["class"] = [type(value).__module__, type(value).__qualname__]
-        return found
-
-    def decode(self, code, reader: Reader, deep: int = 0):
-        """The value for what came. Raises Interrupted for anything that `encode` does not make."""
-        if deep > NESTING:
-            raise Interrupted("killed", "lists inside lists")
-        if code is None or isinstance(code, (bool, int, float, str)):
-            return code
-        try:
-            if "tensor" in code:
-                return self._decode_tensor(code, reader)
-            if "tuple" in code:
-                return tuple(self.decode(v, reader, deep + 1) for v in code["tuple"])
-            if "size" in code:
-                return torch.Size(code["size"])
-            if "list" in code:
-                return self._contained([self.decode(v, reader, deep + 1) for v in code["list"]], code.get("id"))
-            if "dict" in code:
-                found = {self.decode(k, reader, deep + 1): self.decode(v, reader, deep + 1) for k, v in code["dict"]}
-                return self._contained(found, code.get("id"))
-            if "set" in code:
-                return {self.decode(v, reader, deep + 1) for v in code["set"]}
-            if "array" in code:
-                array = reader.take(code["array"]).numpy()
-                return array.reshape(-1)[0] if code["number"] is True else array
-            if "generator" in code:
-                return self._decode_generator(code, reader)
-            if "dtype" in code:
-                return getattr(torch, code["dtype"]) if code["dtype"] in gradients.DTYPES else torch.float32
-            if "device" in code:
-                return torch.device("cpu")
-            if "slice" in code:
-                return slice(*(self.decode(v, reader, deep + 1) for v in code["slice"]))
-            if "constant" in code:
-                return Ellipsis if code["constant"] == "Ellipsis" else NotImplemented
-            if "yours" in code:
-                return self.objects[code["yours"]]
-            if "module" in code:
-                return self.modules.decode(code, reader)
-            if "object" in code:
-                return self._decode_object(code, reader)
-        except Interrupted:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-            raise Interrupted("killed", f"a value that is none ({type(error).__name__})") from None
-        raise Interrupted("killed", "a value that is none")
-
-    def _decode_object(self, code, reader):
-        number = code["object"]
-        fields = [(k, self.decode(v, reader, 4)) for k, v in code.get("fields", [])]
-        if fields and not self.strict:                          # a config of the course, where the class is at hand
-            with contextlib.suppress(ImportError, AttributeError, TypeError):
-                kind = getattr(importlib.import_module(code["class"][0]), code["class"][1])
-                made = kind(**dict(fields))
-                self.numbers[id(made)] = number
-                self.kept.append(made)
-                return made
-        if number not in self.things:
-            kind = type(str(code["name"]), (Thing,), {m: _forward(m) for m in METHODS if m in code["can"]})
-            self.things[number] = kind(self, int(number))
-        return self.things[number]
-
-    def number(self, value) -> int:
-        """The number under which the other side knows an object of this one."""
-        if id(value) not in self.numbers:
-            number = 2 * next(self.counter) + self.strict
-            self.objects[number], self.numbers[id(value)] = value, number
-            self.kept.append(value)
-        return self.numbers[id(value)]
-
-    # ---- tensors
-
-    def _key(self, thing) -> str:
-        if id(thing) not in self.keys:
-            key = f"{self.side}{next(self.counter)}"
-            self.keys[id(thing)], self.tensors[key] = key, thing
-            self.mine.add(key)
-        return self.keys[id(thing)]
-
-    def _encode_tensor(self, value: Tensor, tensors):
-        if type(value) not in (Tensor, nn.Parameter):           # a subclass is worth its numbers, nothing more
-            value = value.detach().as_subclass(Tensor)
-        key = self.keys.get(id(value))
-        if key is not None and not self._worked_on(key, value):
-            self._watch(key, value)
-            return {"tensor": key}
-        if key is not None:                                     # it comes back as another tensor than the one that came
-            del self.keys[id(value)]
-        key = self._key(value)
-        self._watch(key, value)
-        leaf, twin = value.is_leaf, self._twin(value)
-        self.told[key] = (value.detach().clone(), None, value.requires_grad)    # its .grad is told as a change
-        code = {"tensor": key, "like": put(value.detach(), tensors), "grad": value.requires_grad, "leaf": leaf,
-                "parameter": type(value) is nn.Parameter, "twin": twin}
-        return code
-
-    def _watch(self, key: str, value) -> None:
-        """While the call lasts, changes of this in place are told to the other side."""
-        self.told.setdefault(key, snapshot(value))
-        if self.frames:
-            self.frames[-1][key] = None
-
-    def weights(self) -> dict:
-        """The keys of all weights of all modules that both sides know."""
-        return {self.keys[id(t)]: None for m in self.modules.known.values() for parts in (m._parameters, m._buffers)
-                for t in parts.values() if t is not None and id(t) in self.keys}
-
-    def _worked_on(self, key: str, value: Tensor) -> bool:
-        """Whether a tensor that came from the other side was changed in place on this one."""
-        if key not in self.mine and not _equal(value.detach(), self.told[key][0]):
-            self.edited.add(key)
-        return key in self.edited
-
-    def _twin(self, value: Tensor):
-        """The key of a known tensor with the very same memory: `p.data` is p, said otherwise."""
-        for key in (k for frame in self.frames for k in frame):
-            other = self.tensors[key]
-            if isinstance(other, Tensor) and other.numel() and other.data_ptr() == value.data_ptr() \
-                    and other.shape == value.shape and other.stride() == value.stride():
-                return key
-        return None
-
-    def _decode_tensor(self, code, reader: Reader):
-        key = code["tensor"]
-        if "like" not in code:
-            value = self.tensors[key]
-            if not isinstance(value, Tensor):
-                raise TypeError("no tensor")
-        else:
-            if key in self.tensors or not str(key).startswith("s" if self.strict else "g"):
-                raise KeyError(key)
-            value = reader.take(code["like"])
-            if code["twin"] is not None and isinstance(self.tensors.get(code["twin"]), Tensor):
-                value = self.tensors[code["twin"]].detach()
-            value = self.graph.take(key, value, code)
-            self.tensors[key], self.keys[id(value)] = value, key
-        self._watch(key, value)
-        return value
-
-    def _decode_generator(self, code, reader):
-        key, state = code["generator"], reader.take(code["state"])
-        if key not in self.tensors:
-            generator = torch.Generator()
-            self.tensors[key], self.keys[id(generator)] = generator, key
-        generator = self.tensors[key]
-        generator.set_state(state)
-        self._watch(key, generator)
-        return generator
-
-    def _container(self, value) -> str:
-        key = self._key(value)
-        self._watch(key, value)
-        return key
-
-    def _contained(self, value, key):
-        if key is None:
-            return value
-        if key in self.tensors:
-            old = self.tensors[key]
-            if key not in self.mine:
-                _refill(old, value)
-                self.told[key] = snapshot(old)
-            self._watch(key, old)
-            return old
-        self.tensors[key], self.keys[id(value)] = value, key
-        self._watch(key, value)
         return value
 
     # ---- what has changed since the other side last heard
@@ -453,7 +203,7 @@ class Bridge:
         changed = message.get("changed", {})
         try:
             for key, what in changed.get("values", []):
-                take_change(self, key, what, reader)
+                self._take_change(key, what, reader)
             self.modules.take(changed.get("modules", []), reader)
             self.graph.free(changed.get("freed", []))
             if "random" in changed:
@@ -461,6 +211,29 @@ class Bridge:
                 self.random = torch.get_rng_state()
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise Interrupted("killed", f"a change that is none ({type(error).__name__}: {error})") from None
+
+    def _take_change(self, key: str, code, reader: Reader) -> None:
+        """Bring one tensor, generator, list or dict to where the other side has it."""
+        value = self.tensors[key]
+        lent = key in self.mine and not (self.lend_for_change and (key in self.arguments or not self.strict))
+        if isinstance(value, Tensor):
+            if "data" in code:
+                data = reader.take(code["data"])
+                if not lent and data.shape == value.shape:
+                    value.data.copy_(data)
+            if "slope" in code:
+                slope = None if code["slope"] is None else reader.take(code["slope"])
+                if value.is_leaf and (slope is None or slope.shape == value.shape):
+                    value.grad = slope
+            if "grad" in code and value.is_leaf and value.is_floating_point():
+                value.requires_grad_(code["grad"] is True)
+        elif isinstance(value, torch.Generator):
+            value.set_state(reader.take(code["state"]))
+        else:
+            new = self.decode(code["items"], reader)
+            if not lent:
+                refill(value, new)
+        self.told[key] = snapshot(value)
 
     # ---- errors
 
@@ -471,99 +244,10 @@ class Bridge:
 
     def _error(self, told: dict) -> Exception:
         kind = ERRORS.get(told.get("kind"), RuntimeError)
-        name, text = str(told.get("name")), str(told.get("text"))
-        if issubclass(kind, UnicodeError):
+        name, text = str(told.get("name"))[:80].replace("\0", ""), str(told.get("text"))[:2000]
+        if issubclass(kind, (UnicodeError, ExceptionGroup)):    # these are made of more than a text
             kind = ValueError
         return (kind if kind.__name__ == name else type(name, (kind,), {}))(text)
-
-
-def take_change(bridge: Bridge, key: str, code, reader: Reader) -> None:
-    """Bring one tensor, generator, list or dict to where the other side has it."""
-    value = bridge.tensors[key]
-    lent = key in bridge.mine and not (bridge.lend_for_change and (key in bridge.arguments or not bridge.strict))
-    if isinstance(value, Tensor):
-        if "data" in code:
-            data = reader.take(code["data"])
-            if not lent and data.shape == value.shape:
-                value.data.copy_(data)
-        if "slope" in code:
-            slope = None if code["slope"] is None else reader.take(code["slope"])
-            if value.is_leaf and (slope is None or slope.shape == value.shape):
-                value.grad = slope
-        if "grad" in code and value.is_leaf and value.is_floating_point():
-            value.requires_grad_(code["grad"] is True)
-    elif isinstance(value, torch.Generator):
-        value.set_state(reader.take(code["state"]))
-    else:
-        new = bridge.decode(code["items"], reader)
-        if not lent:
-            _refill(value, new)
-    bridge.told[key] = snapshot(value)
-
-
-def _refill(value, new) -> None:
-    """Make a list or a dict hold what another of its kind holds."""
-    if type(value) is list is type(new):
-        value[:] = new
-    elif type(value) is dict is type(new):
-        value.clear()
-        value.update(new)
-    else:
-        raise TypeError("another kind of container")
-
-
-def _leaves(values, deep: int = 0):
-    """The modules, and the tensors at which a graph begins, in arguments and in lists and dicts among them."""
-    for value in values if deep < NESTING else ():
-        if isinstance(value, (list, tuple, dict)):
-            yield from _leaves(value.values() if isinstance(value, dict) else value, deep + 1)
-        elif isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.is_leaf and value.requires_grad):
-            yield value
-
-
-def snapshot(value):
-    """What tells later whether a tensor, a generator, a list or a dict has changed."""
-    if isinstance(value, Tensor):
-        slope = value.grad if value.is_leaf else None
-        return value.detach().clone(), None if slope is None else slope.detach().clone(), value.requires_grad
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    return list(value.items()) if isinstance(value, dict) else list(value)
-
-
-def unchanged(value, known) -> bool:
-    """Whether a value is as it was at its snapshot."""
-    if isinstance(value, Tensor):
-        return value.requires_grad == known[2] and _equal(value.detach(), known[0]) and _equal(_slope(value), known[1])
-    if isinstance(value, torch.Generator):
-        return torch.equal(value.get_state(), known)
-    if isinstance(value, dict):
-        return len(value) == len(known) and all(k is p and v is q for (k, v), (p, q) in zip(value.items(), known, strict=True))
-    return len(value) == len(known) and all(v is q for v, q in zip(value, known, strict=True))
-
-
-def describe(bridge: Bridge, value, known, tensors) -> dict:
-    """The change since the snapshot, for the other side."""
-    if isinstance(value, torch.Generator):
-        return {"state": put(value.get_state(), tensors)}
-    if not isinstance(value, Tensor):
-        return {"items": bridge.encode(value, tensors) | {"id": None}}
-    code, slope = {}, _slope(value)
-    if not _equal(value.detach(), known[0]):
-        code["data"] = put(value.detach(), tensors)
-    if not _equal(slope, known[1]):
-        code["slope"] = None if slope is None else put(slope, tensors)
-    if value.requires_grad != known[2]:
-        code["grad"] = value.requires_grad
-    return code
-
-
-def _slope(value: Tensor) -> Tensor | None:
-    return value.grad if value.is_leaf else None
-
-
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and a.shape == b.shape and torch.equal(a, b))
 
 
 def _special(target, method: str, arguments):
@@ -572,12 +256,6 @@ def _special(target, method: str, arguments):
     if method in plain:
         return plain[method](target)
     return target[arguments[0]] if method == "__getitem__" else arguments[0] in target
-
-
-def _can(value, method: str) -> bool:
-    if method == "__call__":
-        return callable(value)
-    return not isinstance(value, type) and hasattr(type(value), method)
 
 
 def _shown(target, name: str) -> bool:

@@ -25,7 +25,7 @@ COMMON = {"np": "import numpy as np", "torch": "import torch", "nn": "from torch
           name: f"from einops import {name}" for name in ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")} | {
           name: f"from dataclasses import {name}" for name in ("dataclass", "replace", "field")}
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-OURS = ("wire", "bridge", "gradients", "mirrors")               # of the classroom: what the sandbox's side of the bridge is
+OURS = ("wire", "bridge", "values", "changes", "gradients", "mirrors")      # the sandbox's side of the bridge
 OTHERS = ("course", "diffusers", "peft", "transformers", "lpips", "torchmetrics", "torch_fidelity", "timm", "tests")
 
 
@@ -104,9 +104,7 @@ def prerequisites(task: Task, source: str, own: dict[str, str] | None = None) ->
         for number, node in enumerate(collect._tree(text).body):
             if not isinstance(node, DEFINITIONS) and not collect._is_constant(node):
                 continue
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("course."):
-                continue
-            for name, line in _binds(node, text):
+            for name, line in _binds(node, text, _modules(task.chapter)):
                 offers[name] = (1000 * place + number, line, _needs([node]))
     needed, chosen = _needs(collect._tree(source).body), {}
     while needed:
@@ -121,10 +119,13 @@ def prerequisites(task: Task, source: str, own: dict[str, str] | None = None) ->
     return "\n\n".join(dict.fromkeys(line for _, line in sorted(chosen.values())))
 
 
-def _binds(node, text: str):
-    """(name, source) for each name that a statement brings."""
+def _binds(node, text: str, modules: tuple[str, ...]):
+    """(name, source) for each name that a statement brings; of the course only these modules are there."""
     if isinstance(node, (ast.Import, ast.ImportFrom)):
+        origin = getattr(node, "module", None) or ""
         for alias in node.names:
+            if origin.startswith("course.") or (origin == "course" and alias.name not in modules):
+                continue
             statement = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], node.level)
             yield (alias.asname or alias.name).split(".")[0], ast.unparse(statement)
     elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -9,8 +9,6 @@ asking side's to go through, so that every path is counted once.
 import torch
 from torch import Tensor, nn
 
-from course.classroom.wire import DTYPES  # noqa: F401 - the names of dtypes, for the bridge
-
 
 class Crossing(torch.autograd.Function):
     """The value of a tensor of the other side, as a function of what connects the graphs."""

@@ -172,6 +172,7 @@ class Probe(threading.Thread):
     def __init__(self, kernel: SandboxedKernel, terms: dict):
         super().__init__(daemon=True)
         self.kernel, self.terms, self.result, self.stopped = kernel, terms, None, None
+        self.talked = False
         self.each: dict[str, dict] = {}                         # where several answers are behind one bridge, as in tests
 
     def run(self):
@@ -179,6 +180,7 @@ class Probe(threading.Thread):
             self.kernel.listener.settimeout(self.terms["seconds"]["probe"])
             connection, _ = self.kernel.listener.accept()
             with connection:
+                self.talked = True
                 bridge = Bridge(Channel(connection, self.terms["seconds"]["probe"]), strict=True)
                 for name in self.terms.get("names", ["answer"]):
                     self.result = examine(self.terms["id"], bridge, self.terms["salt"], name)
@@ -301,7 +303,7 @@ def _verdict(probe: Probe, error) -> dict:
     status, why = probe.stopped or ("killed", "the kernel did not answer to its end")
     if isinstance(error, Stopped):
         status, why = error.status, str(error)
-    elif error is not None:
+    elif error is not None and not probe.talked:
         status = "error" if status == "killed" else status
         why = _first_line(getattr(error, "inner_traceback", "") or str(error))
     return {"status": status, "why": why}

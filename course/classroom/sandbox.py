@@ -290,7 +290,7 @@ def build(made: dict, at: dict[str, str]) -> None:
 
 def become(made: dict, program: list[str]) -> None:
     """The kernel: limits, no rights, a scrubbed environment, no open files but the three."""
-    import resource                                             # is not there on Windows, where this never runs
+    import resource  # is not there on Windows, where this never runs
 
     limits = made["limits"]
     for kind, most in ((resource.RLIMIT_AS, limits["address"]), (resource.RLIMIT_CPU, limits["cpu"]),

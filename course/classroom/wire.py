@@ -84,7 +84,7 @@ class Channel:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)       # one value may have stride 0
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 

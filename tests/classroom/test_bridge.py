@@ -102,6 +102,8 @@ def test_tensors_of_every_kind_and_shape_cross(dtype):
             value = (10 * torch.rand(shape)).to(dtype)
             same, empty = bridge.named("answer")(value)
             assert torch.equal(same, value) and same.dtype == dtype and empty.shape == (0,)
+        for value in (torch.ones(1).to(dtype).expand(1), torch.ones(()).to(dtype).expand(1, 1), torch.ones(3, 1).to(dtype).expand(3, 4).T):
+            assert torch.equal(bridge.named("answer")(value)[0], value)             # memory without steps
 
 
 def test_gradients_of_both_sides_and_of_a_function_in_between():
