@@ -36,7 +36,7 @@ from course.errors import UsageError
 
 STATUSES = ("correct", "partial", "wrong", "error", "timeout", "killed", "missing", "blocked", "policy")
 SECONDS = {"setup": 60, "answer": 20, "probe": 60}              # most that each cell of a unit may take
-BATCH, PATIENCE = 12, 90                   # units of one pytest process; seconds of silence beyond a unit's own limits
+BATCH, PATIENCE = 30, 90                   # units of one pytest process; seconds of silence beyond a unit's own limits
 PROBE = "from course.classroom.bridge import serve\nserve({'answer': %s})"
 CONTAINER = ("docker run --rm --network none --cap-add SYS_ADMIN --security-opt seccomp=unconfined "
              "--security-opt apparmor=unconfined --security-opt systempaths=unconfined "
@@ -193,6 +193,7 @@ class _Runner:
         self.kept, self.secret, self.trusted, self.seconds, self.say = out / "verdicts", secret, trusted, seconds, say
         # short, since sockets lie in it, and known, so that a second run clears what a killed one left
         self.work = Path(tempfile.gettempdir(), "grade-" + hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8])
+        self.stop = threading.Event()
         self.lock, self.done, self.total, self.began, self.failed = threading.Lock(), 0, 0, time.monotonic(), []
 
     def verdicts(self, wanted: dict[str, Unit], jobs: int) -> dict[str, dict]:
@@ -213,6 +214,9 @@ class _Runner:
                 while thread.is_alive():
                     thread.join(0.5)
         finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join(10)
             self._clear()
         if self.failed:
             raise self.failed[0]
@@ -234,7 +238,7 @@ class _Runner:
                     units = waiting.get_nowait()
                 except queue.Empty:
                     return
-                while units:
+                while units and not self.stop.is_set():
                     units = self._batch(units, self.work / str(number))
         except Exception as error:                              # noqa: BLE001 - raised again in the main thread
             self.failed.append(error)
@@ -260,7 +264,7 @@ class _Runner:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         left = [u for u in units if self._load(u.key) is None]
-        if left:
+        if left and not self.stop.is_set():
             left[0].attempts += 1
             if left[0].attempts == 2:
                 tail = (folder / "pytest.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
@@ -289,7 +293,7 @@ class _Runner:
                     self._keep(unit, json.loads(path.read_text("utf-8")))
                     del open_ones[place]
                     last = time.monotonic()
-            if ended:
+            if ended or self.stop.is_set():
                 return False
             if time.monotonic() - last > sum(self.seconds.values()) + PATIENCE:
                 return True

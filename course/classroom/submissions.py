@@ -45,8 +45,8 @@ def gather(paths: list[Path]) -> dict[str, Student]:
         if not path.exists():
             raise UsageError(f"no such file or folder: {path}")
         for name, number, label, data in _files(path):
-            student = found.setdefault(name, Student(name, number))
-            _add(student, label, data)
+            student = found.setdefault(_text(name), Student(_text(name), number))
+            _add(student, _text(label)[:200], data)
     if not found:
         raise UsageError(f"no notebooks in {', '.join(map(str, paths))}")
     return dict(sorted(found.items()))
@@ -141,6 +141,11 @@ def _unpack(archive: zipfile.ZipFile, entry, most: int):
     return data if len(data) <= most else f"larger than {most >> 20} MB"
 
 
+def _text(text: str) -> str:
+    """Without half characters, which no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _read(path: Path):
     try:
         if not path.is_file():
@@ -188,7 +193,7 @@ def cells_of(data: bytes) -> list[tuple] | str:
             if isinstance(source, list) and all(isinstance(line, str) for line in source):
                 source = "".join(source)
             if isinstance(source, str) and len(source) <= SOURCE:
-                found.append((source.replace("\0", ""), cell.get("metadata")))
+                found.append((_text(source).replace("\0", ""), cell.get("metadata")))
     return found
 
 

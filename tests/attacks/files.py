@@ -126,6 +126,11 @@ def metadata_of_other_kinds(folder: Path):
     return "missing"
 
 
+def half_characters(folder: Path):
+    (folder / "a.ipynb").write_bytes(notebook(cell("x = '\ud800'", "another"), cell("\udfff", "\ud800")))
+    return "missing"
+
+
 def a_list_of_names(folder: Path):
     (folder / "a.ipynb").write_bytes(b"[1, 2, 3]")
     return "blocked"
@@ -133,4 +138,4 @@ def a_list_of_names(folder: Path):
 
 FILES = [invalid_json, deep_json, no_text, a_million_cells, too_large, one_cell_too_large, zip_bomb, zip_of_many, zip_with_a_link,
          zip_out_of_its_folder, damaged_zip, a_link, a_pipe, a_folder, zero_width_id, id_of_the_check, metadata_of_other_kinds,
-         a_list_of_names]
+         half_characters, a_list_of_names]

@@ -24,6 +24,7 @@ class Child:
         self.process = os.fork()
         if self.process == 0:
             mine.close()
+            torch.set_num_threads(1)                            # the parent's threads are not there after a fork
             try:
                 bridge = Bridge(Channel(theirs), strict=False)
                 bridge.namespace = {"answer": answer}
@@ -102,8 +103,8 @@ def test_tensors_of_every_kind_and_shape_cross(dtype):
             value = (10 * torch.rand(shape)).to(dtype)
             same, empty = bridge.named("answer")(value)
             assert torch.equal(same, value) and same.dtype == dtype and empty.shape == (0,)
-        for value in (torch.ones(1).to(dtype).expand(1), torch.ones(()).to(dtype).expand(1, 1), torch.ones(3, 1).to(dtype).expand(3, 4).T):
-            assert torch.equal(bridge.named("answer")(value)[0], value)             # memory without steps
+        for value in (torch.ones(()).to(dtype).expand(1, 1), torch.ones(3, 1).to(dtype).expand(3, 4).T):
+            assert torch.equal(bridge.named("answer")(value)[0], value)             # many values in one place of memory
 
 
 def test_gradients_of_both_sides_and_of_a_function_in_between():
