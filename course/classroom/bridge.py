@@ -41,12 +41,12 @@ class Bridge(Values):
         super().__init__(strict)
         self.channel, self.depth = channel, 0
         self.namespace: dict[str, object] = {}                  # what the other side may ask for by name
+        self.refusals = 0                                       # how often a change of what was lent was not taken over
         self.lend_for_change = not strict                       # may the other side change what it was lent?
         self._forget()
 
     def _forget(self):
         self.forget()
-        self.arguments: set[str] = set()                        # keys of what was handed over as an argument
         self.modules = mirrors.Modules(self)
         self.graph = gradients.Graph(self)
         self.random = torch.empty(0) if self.strict else torch.get_rng_state()      # as the other side knows it
@@ -67,6 +67,10 @@ class Bridge(Values):
     def call(self, number: int, arguments=(), options=None, method: str = "__call__"):
         with self._frame():
             tensors: list[Tensor] = []
+            if len(self.frames) == 1:                           # what was changed over there without leave goes over anew
+                for key in self.refused:
+                    self.keys.pop(id(self.tensors[key]), None)
+                self.refused.clear()
             # leaves and modules first: the graph of a tensor beside them may begin there
             first = [self.encode(v, tensors) for v in leaves([*arguments, *(options or {}).values()])]
             message = {"do": "call", "on": number, "method": method, "grad": torch.is_grad_enabled(), "first": first,
@@ -162,6 +166,11 @@ class Bridge(Values):
         with torch.set_grad_enabled(message["grad"] is True):
             if what == "get":
                 return self._get(target, *message["given"])
+            if what == "set" and not self.strict:
+                name, value = message["given"]
+                return None if str(name).startswith("_") else setattr(target, str(name), value)
+            if what == "set":
+                raise AttributeError("attributes of what was handed in cannot be set")
             if what == "copy" and isinstance(target, nn.Module):
                 return copy.deepcopy(target)
         raise Interrupted("killed", f"a request for {what!r}")
@@ -215,11 +224,16 @@ class Bridge(Values):
     def _take_change(self, key: str, code, reader: Reader) -> None:
         """Bring one tensor, generator, list or dict to where the other side has it."""
         value = self.tensors[key]
-        lent = key in self.mine and not (self.lend_for_change and (key in self.arguments or not self.strict))
+        lent = not self.may_change(key)
         if isinstance(value, Tensor):
             if "data" in code:
                 data = reader.take(code["data"])
-                if not lent and data.shape == value.shape:
+                if lent:
+                    self.refused.add(key)
+                    self.refusals += 1
+                elif code["twin"] is not None and self.tensors[code["twin"]].shape == value.shape:
+                    value.data = self.tensors[code["twin"]].data        # from now on they share their memory, as over there
+                elif data.shape == value.shape:
                     value.data.copy_(data)
             if "slope" in code:
                 slope = None if code["slope"] is None else reader.take(code["slope"])
@@ -233,6 +247,7 @@ class Bridge(Values):
             new = self.decode(code["items"], reader)
             if not lent:
                 refill(value, new)
+            self.refusals += lent
         self.told[key] = snapshot(value)
 
     # ---- errors

@@ -35,7 +35,7 @@ def describe(bridge, value, known, tensors) -> dict:
         return {"items": bridge.encode(value, tensors) | {"id": None}}
     code, slope = {}, slope_of(value)
     if not equal(value.detach(), known[0]):
-        code["data"] = put(value.detach(), tensors)
+        code["data"], code["twin"] = put(value.detach(), tensors), bridge.twin(value)
     if not equal(slope, known[1]):
         code["slope"] = None if slope is None else put(slope, tensors)
     if value.requires_grad != known[2]:

@@ -32,6 +32,13 @@ class Mirror(nn.Module):
                 raise
         return self._bridge.ask("get", self._number, name)
 
+    def __setattr__(self, name, value):
+        told = value is None or isinstance(value, (bool, int, float, str))
+        known = "_modules" not in self.__dict__ or name in {**self._parameters, **self._buffers, **self._modules}
+        if not told or known or name.startswith("_") or name == "training":
+            return nn.Module.__setattr__(self, name, value)
+        self._bridge.ask("set", self._number, name, value)
+
     def __deepcopy__(self, memo):
         return self._bridge.ask("copy", self._number)
 
@@ -109,6 +116,7 @@ class Modules:
                 value = self.bridge.decode(value, reader)
                 if not lent:
                     self._set(module, kind, name, value)
+            self.bridge.refusals += lent and bool(code["parts"] or code["gone"])
             for kind, name in code["gone"]:
                 if not lent:
                     {"p": module._parameters, "b": module._buffers, "m": module._modules}[kind].pop(name, None)

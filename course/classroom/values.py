@@ -33,7 +33,7 @@ class Thing:
         return self._bridge.ask("get", self._number, name)
 
     def __setattr__(self, name, value):
-        raise AttributeError(f"{name} of an object that was handed in cannot be set")
+        self._bridge.ask("set", self._number, name, plain(value))
 
     def __deepcopy__(self, memo):
         return self
@@ -63,6 +63,8 @@ class Values:
         self.frames: list[dict] = []                            # of each call that runs, the keys of what was handed over
         self.told: dict[str, object] = {}                       # key -> what the other side takes it to be
         self.edited: set[str] = set()                           # keys of theirs that were changed in place here
+        self.refused: set[str] = set()                          # keys of mine that are as they were, but changed over there
+        self.arguments: set[str] = set()                        # keys of what was handed over as an argument
 
     def encode(self, value, tensors: list[Tensor], deep: int = 0):
         """What stands for `value` in JSON; its tensors are appended to `tensors`."""
@@ -198,7 +200,7 @@ class Values:
             del self.keys[id(value)]
         key = self._key(value)
         self._watch(key, value)
-        leaf, twin = value.is_leaf, self._twin(value)
+        leaf, twin = value.is_leaf, self.twin(value)
         self.told[key] = (value.detach().clone(), None, value.requires_grad)    # its .grad is told as a change
         code = {"tensor": key, "like": put(value.detach(), tensors), "grad": value.requires_grad, "leaf": leaf,
                 "parameter": type(value) is nn.Parameter, "twin": twin}
@@ -221,11 +223,15 @@ class Values:
             self.edited.add(key)
         return key in self.edited
 
-    def _twin(self, value: Tensor):
+    def may_change(self, key: str) -> bool:
+        """Whether the other side may change this in place: what is its own, and of what it was lent only arguments."""
+        return key not in self.mine or not self.strict or (self.lend_for_change and key in self.arguments)
+
+    def twin(self, value: Tensor):
         """The key of a known tensor with the very same memory: `p.data` is p, said otherwise."""
-        for key in (k for frame in self.frames for k in frame):
+        for key in {k: None for frame in self.frames for k in frame} | self.weights():
             other = self.tensors[key]
-            if isinstance(other, Tensor) and other.numel() and other.data_ptr() == value.data_ptr() \
+            if isinstance(other, Tensor) and other is not value and other.numel() and other.data_ptr() == value.data_ptr() \
                     and other.shape == value.shape and other.stride() == value.stride():
                 return key
         return None
@@ -267,14 +273,22 @@ class Values:
             return value
         if key in self.tensors:
             old = self.tensors[key]
-            if key not in self.mine:
-                refill(old, value)
-                self.told[key] = snapshot(old)
+            if key in self.mine:                                # what was lent may have come back as something else
+                return old if self.may_change(key) else value
+            refill(old, value)
+            self.told[key] = snapshot(old)
             self._watch(key, old)
             return old
         self.tensors[key], self.keys[id(value)] = value, key
         self._watch(key, value)
         return value
+
+
+def plain(value):
+    """A value that may be set as an attribute on the other side. Raises AttributeError for any other."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise AttributeError(f"a {type(value).__name__} cannot be set on an object that was handed in")
 
 
 def leaves(values, deep: int = 0):

@@ -274,3 +274,30 @@ def test_a_silent_kernel_is_a_timeout_and_a_dead_one_is_killed():
     with mine, pytest.raises(Interrupted) as caught:
         Bridge(Channel(mine, 5), strict=True).named("answer")
     assert caught.value.status == "killed"
+
+
+def test_what_an_answer_does_to_a_list_it_was_lent_shows_in_its_result_alone():
+    def answer(items):
+        items[0] = items[0] + 1
+        items[1] += 1                                           # in place, in the list and in the tensor
+        return items
+    with Child(answer) as bridge:
+        bridge.reset(lend_for_change=False)
+        items = [torch.zeros(2), torch.zeros(2)]
+        for _ in range(2):
+            out = bridge.named("answer")(items)
+            assert [t.tolist() for t in out] == [[1, 1], [1, 1]] and [t.tolist() for t in items] == [[0, 0], [0, 0]]
+        bridge.reset(lend_for_change=True)
+        assert bridge.named("answer")(items) is items and [t.tolist() for t in items] == [[1, 1], [1, 1]]
+
+
+def test_memory_that_is_shared_over_there_is_shared_here():
+    def share(one, other):
+        one.weight.data = other.weight.data
+    with Child(share) as bridge:
+        bridge.reset(lend_for_change=True)
+        one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+        bridge.named("answer")(one, other)
+        with torch.no_grad():
+            other.weight.fill_(7)
+        assert one.weight.flatten().tolist() == [7] * 4
