@@ -208,8 +208,18 @@ def examine(id: str, bridge: Bridge, salt: int, name: str = "answer") -> checks.
 
     before("gate")
     found = bridge.named(name)
-    with checks.fresh(salt):
+    with checks.fresh(fitting(id, salt)):
         return exercise.run(answer if callable(found) else found, before)
+
+
+def fitting(id: str, salt: int) -> int:
+    """The first salt from `salt` on with which the course's own answer passes: bounds on statistics have to hold for the inputs
+    that were drawn, and nobody loses points by an unlucky draw."""
+    for step in range(20):
+        with checks.fresh(salt + step):
+            if checks.find(id).run(mutants.own(id)).passed:
+                return salt + step
+    raise RuntimeError(f"the course's own answer to {id} fails for all inputs")
 
 
 @functools.cache
