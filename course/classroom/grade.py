@@ -12,6 +12,7 @@ so that the same answer is run once in a class, and a second call of the command
 import contextlib
 import hashlib
 import hmac
+import importlib.metadata
 import json
 import os
 import queue
@@ -87,6 +88,11 @@ def run(paths: list[Path], out: Path, chain: bool = False, jobs: int = 1, points
                          f"  {CONTAINER}\nor, for code that you would run yourself, --trusted")
     if why or trusted:
         say("UNSANDBOXED: the students' code runs with your rights" if trusted else "")
+    for package in ("pytest", "nbval"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise UsageError(f'{package} is not installed; grading needs it: pip install -c constraints.txt -e ".[dev]"') from None
     students = submissions.gather(paths)
     weights = _points(points)
     exercises = _exercises(students, weights)
