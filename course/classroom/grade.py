@@ -92,7 +92,8 @@ def run(paths: list[Path], out: Path, chain: bool = False, jobs: int = 1, points
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise UsageError(f'{package} is not installed; grading needs it: pip install -c constraints.txt -e ".[dev]"') from None
+            raise UsageError(f"{package} is not installed, and grading needs it: "
+                             'pip install -c constraints.txt -e ".[dev]"') from None
     students = submissions.gather(paths)
     weights = _points(points)
     exercises = _exercises(students, weights)

@@ -29,7 +29,7 @@ PDEATHSIG, SET_DUMPABLE, CAPBSET_DROP, NO_NEW_PRIVS = 1, 4, 24, 38
 PIVOT_ROOT, CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(platform.machine(), (0, 0))    # numbers of system calls
 NOBODY = 65534
 
-LIMITS = {"memory": 4 << 30,               # bytes resident, of all processes together
+LIMITS = {"memory": 3 << 30,               # bytes resident, of all processes together
           "address": 16 << 30,             # bytes of address space, of each process: torch maps much that it never touches
           "cpu": 120, "wall": 180,         # seconds
           "processes": 64,                 # threads count
