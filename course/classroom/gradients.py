@@ -43,6 +43,7 @@ class Graph:
     def __init__(self, bridge):
         self.bridge, self.cutting, self.running = bridge, False, 0
         self.nodes: dict[str, Tensor] = {}                      # key -> the tensor of the other side, as a node here
+        self.dead: set[str] = set()                             # keys of mine whose graph was used up on the other side
         self.alive: set[str] = set()                            # ... whose graph was not used up yet
         self.anchor = torch.zeros(1, requires_grad=True)        # makes a node where nothing connects the graphs
 
@@ -54,7 +55,7 @@ class Graph:
             return nn.Parameter(value) if code["parameter"] is True else value.requires_grad_()
         wanted, inputs = [], []
         for other, tensor in self.bridge.tensors.items():
-            if isinstance(tensor, Tensor) and tensor.requires_grad and (other in self.bridge.mine or tensor.is_leaf):
+            if isinstance(tensor, Tensor) and tensor.requires_grad and other not in self.dead and (other in self.bridge.mine or tensor.is_leaf):
                 wanted.append(other)
                 inputs.append(tensor)
         with torch.enable_grad():
@@ -91,6 +92,7 @@ class Graph:
     def free(self, keys: list[str]) -> None:
         """Use up the graph of these tensors, as it was used up on the other side."""
         for key in keys:
+            self.dead.add(key)
             out = self.bridge.tensors.get(key)
             leaves = [t for t in self.bridge.tensors.values() if isinstance(t, Tensor) and t.requires_grad and t is not out]
             if key in self.bridge.mine and isinstance(out, Tensor) and out.grad_fn is not None and leaves:

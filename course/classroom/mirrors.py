@@ -37,7 +37,7 @@ class Mirror(nn.Module):
         known = "_modules" not in self.__dict__ or name in {**self._parameters, **self._buffers, **self._modules}
         if not told or known or name.startswith("_") or name == "training":
             return nn.Module.__setattr__(self, name, value)
-        self._bridge.ask("set", self._number, name, value)
+        self._bridge.set(self._number, name, value)
 
     def __deepcopy__(self, memo):
         return self._bridge.ask("copy", self._number)

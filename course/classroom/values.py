@@ -18,7 +18,8 @@ from course.classroom.changes import equal, refill, snapshot
 from course.classroom.wire import DTYPES, Interrupted, Reader, put
 
 NESTING = 24                               # lists inside lists
-METHODS = ("__call__", "__iter__", "__next__", "__len__", "__getitem__", "__contains__", "__float__", "__int__", "__bool__")
+METHODS = ("__call__", "__iter__", "__next__", "__len__", "__getitem__", "__contains__", "__float__", "__int__", "__bool__",
+           "__enter__", "__exit__")
 
 
 class Thing:
@@ -33,7 +34,7 @@ class Thing:
         return self._bridge.ask("get", self._number, name)
 
     def __setattr__(self, name, value):
-        self._bridge.ask("set", self._number, name, plain(value))
+        self._bridge.set(self._number, name, value)
 
     def __deepcopy__(self, memo):
         return self
@@ -41,6 +42,8 @@ class Thing:
 
 def _forward(method: str):
     def call(self, *arguments, **options):
+        if method == "__exit__":                                # the error of the block, told as any error is
+            arguments = [arguments[1] and self._bridge.tell(arguments[1])]
         return self._bridge.call(self._number, arguments, options, method)
     return call
 
@@ -282,13 +285,6 @@ class Values:
         self.tensors[key], self.keys[id(value)] = value, key
         self._watch(key, value)
         return value
-
-
-def plain(value):
-    """A value that may be set as an attribute on the other side. Raises AttributeError for any other."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise AttributeError(f"a {type(value).__name__} cannot be set on an object that was handed in")
 
 
 def leaves(values, deep: int = 0):
