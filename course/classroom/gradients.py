@@ -55,7 +55,8 @@ class Graph:
             return nn.Parameter(value) if code["parameter"] is True else value.requires_grad_()
         wanted, inputs = [], []
         for other, tensor in self.bridge.tensors.items():
-            if isinstance(tensor, Tensor) and tensor.requires_grad and other not in self.dead and (other in self.bridge.mine or tensor.is_leaf):
+            tied = isinstance(tensor, Tensor) and tensor.requires_grad and (other in self.bridge.mine or tensor.is_leaf)
+            if tied and other not in self.dead:
                 wanted.append(other)
                 inputs.append(tensor)
         with torch.enable_grad():
