@@ -310,6 +310,31 @@ def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter n
         raise typer.Exit(1)
 
 
+@app.command()
+def grade(paths: Annotated[list[Path], typer.Argument(help="Notebooks, folders (one a student), zips, or a tree of submissions "
+                                                      "from nbgrader, Moodle or Canvas.")],
+          out: Annotated[Path, typer.Option(help="Folder for marks, feedback and exports; the same command goes on from "
+                                            "there.")],
+          chain: Annotated[bool, typer.Option("--chain", help="Let an answer build on the student's own earlier answers, not on "
+                                              "the course's.")] = False,
+          jobs: Annotated[int, typer.Option(help="How many answers are run at a time.")] = 2,
+          points: Annotated[Path | None, typer.Option(help="JSON that says which exercises count, and for how many "
+                                                           "points.")] = None,
+          trusted: Annotated[bool, typer.Option("--trusted", help="Run without a sandbox: only for code that you would run "
+                                                "yourself.")] = False,
+          as_json: Json = False) -> None:
+    """Grade a class by nbval, each answer in a sandbox; the verdict is found outside of it."""
+    from course.classroom import grade as grading
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {jobs}")
+    made = grading.run(paths, out, chain, jobs, points, trusted,
+                       say=lambda line: line and print(line, file=sys.stderr, flush=True))
+    if as_json:
+        print(json.dumps({name: made.total(name) for name in made.students}))
+    else:
+        print(f"{len(made.students)} students, {len(made.exercises)} exercises: {out / 'index.html'}, {out / 'grades.csv'}")
+
+
 Folder = Annotated[Path, typer.Argument(help="The folder you work in.")]
 
 

@@ -120,7 +120,7 @@ class _Level(nn.Module):
 
 
 class SmallUNet(nn.Module):
-    """`forward(x, time_emb)`; random weights everywhere, so that every connection shows in the output."""
+    """Random weights everywhere, so that every connection shows in the output. It has no `forward`: that is the exercise."""
 
     def __init__(self, channels: int = 1, widths: tuple[int, ...] = (8, 16), layers: int = 1, dim: int = 8, seed: int = 0):
         super().__init__()
@@ -134,9 +134,6 @@ class SmallUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(min(32, widths[0] // 4), widths[0])
         self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
         randomise(self, seed)
-
-    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
-        return unet_forward(self, x, time_emb)
 
 
 @torch.no_grad()
