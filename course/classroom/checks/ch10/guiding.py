@@ -213,7 +213,8 @@ def _(fn):
         (0, 1): "this is one over sigma: noise over signal, (1 - alpha_bar) / alpha_bar",
         (3,): "this is the root of 1 - alpha_bar: divide by alpha_bar under the root",
         (0, 1, 2, 3): "every level is guided: compare with both ends",
-        (1, 2, 3): "the upper end is not looked at, or t was compared in place of sigma", (0, 1, 2): "the lower end is not looked at",
+        (1, 2, 3): "the upper end is not looked at, or t was compared in place of sigma",
+        (0, 1, 2): "the lower end is not looked at",
     }.get(tuple(found), f"guided at t = {found}, expected [1, 2]")
 
 
