@@ -134,8 +134,10 @@ def _(fn):
 
 @SLERP.property("equal ends do not divide by zero")
 def _(fn):
-    a = normal((2, 3, 3), 5)
-    return compare(fn(a, a.clone(), torch.tensor([0.0, 0.5])), torch.stack([a, a]), rtol=1e-3)
+    # of sixteen ones the cosine is 1 to the bit; of random numbers it may be a little less, and then nothing divides by zero
+    for a in (torch.ones(4, 2, 2), normal((2, 3, 3), 5)):
+        if problem := compare(fn(a, a.clone(), torch.tensor([0.0, 0.5])), torch.stack([a, a]), rtol=1e-3):
+            return problem
 
 
 @SLERP.property("a gradient flows back to both ends")
