@@ -80,6 +80,15 @@ def test_right_answers_are_right_whatever_the_inputs(id):
                 assert result.passed, (salt, name, result.messages)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("id", list(checks.exercises()))
+def test_wrong_answers_are_wrong_whatever_the_inputs(id):
+    for salt in (12345, 777, 2**35 + 1):
+        with checks.fresh(fitting(id, salt)):
+            accepted = [name for name, answer, *_ in ANSWERS[id].wrong if checks.find(id).run(answer).passed]
+        assert accepted == [], salt
+
+
 def test_fresh_inputs_are_others_and_come_back():
     before = checks.normal((3,), 1)
     with checks.fresh(5):
