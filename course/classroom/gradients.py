@@ -74,10 +74,28 @@ class Graph:
             return [None] * len(inputs)
         before, self.cutting = self.cutting, True
         try:
-            found = iter(torch.autograd.grad(out, tracked, gradient, retain_graph=True, create_graph=create, allow_unused=True))
+            found = iter(self._slopes(out, tracked, gradient, create))
         finally:
             self.cutting = before
         return [next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
+
+    @staticmethod
+    def _slopes(out: Tensor, inputs: list[Tensor], gradient: Tensor, create: bool) -> list[Tensor | None]:
+        options = {"retain_graph": True, "create_graph": create, "allow_unused": True}
+        try:
+            return list(torch.autograd.grad(out, inputs, gradient, **options))
+        except RuntimeError as error:
+            # some of the inputs may lie behind a graph of an earlier call that was used up: these are not ours to go through
+            found, failed = [], 0
+            for x in inputs:
+                try:
+                    found += torch.autograd.grad(out, x, gradient, **options)
+                except RuntimeError:
+                    found.append(None)
+                    failed += 1
+            if failed == len(inputs):
+                raise error
+            return found
 
     def freed(self) -> list[str]:
         """The tensors of the other side whose graph was used up here (a backward without retain_graph), since last asked."""
