@@ -89,23 +89,22 @@ strip([noising.add_noise(six, noise, levels), noise], [f"t = {t}" for t in level
 # %% [markdown]
 # Above what the network is given, below what it is asked: the noise. At $t = 950$ the question is easy, for the
 # picture *is* nearly the noise. At $t = 20$ the noise is faint and must be told from the shape's own edges. In
-# between one has to know what shapes look like; that knowledge is all that training adds.
+# between one has to know what shapes look like.
 #
 # The network therefore needs three things: to know $t$; to see far, since a shape is larger than a 3 × 3 kernel; and
 # to keep every pixel in place, since the noise is independent from pixel to pixel. The next sections supply one after the other.
 #
 # ## 1 · What time is it?
 #
-# A single number in 0 … 999 is a poor signal: large beside everything else in the network, and 500 is nearly 510. So
-# $t$ is written as a row of waves, as a clock writes time by several hands: the fast hand separates neighbours, the
-# slow one tells morning from evening.
+# A single number in 0 … 999 is a poor signal: large beside all else in the network, and 500 is nearly 510. So $t$ is
+# written as a row of waves, as a clock has several hands: the fast one separates neighbours, the slow one tells morning from
+# evening.
 #
 # $$e(t) = \big[\cos(t\,\omega_0), \ldots, \cos(t\,\omega_{d/2-1}),\; \sin(t\,\omega_0), \ldots, \sin(t\,\omega_{d/2-1})\big]
 # \qquad \omega_i = P^{-i/(d/2)}, \quad P = 10000$$
 #
-# The idea is that of Vaswani et al. (2017) for positions. Cosines stand first and the exponent is divided by $d/2$ in
-# Stable Diffusion's released weights; Ho et al. (2020) have sines first and $d/2 - 1$. Weights trained with one are
-# useless with the other.
+# After Vaswani et al. (2017). Stable Diffusion has cosines first and divides by $d/2$; Ho et al. (2020) have sines first and
+# $d/2 - 1$. Weights trained with one are useless with the other.
 
 # %% [markdown] exercise="layers.timestep_embedding" role="prompt"
 # ### Exercise 1 · The waves
@@ -162,8 +161,8 @@ pairs = [timestep_embedding(torch.tensor([500, t]), 64) for t in (501, 510, 600,
 print("similarity of t = 500 to 501, 510, 600, 900:", *[f"{F.cosine_similarity(*p, dim=0):.2f}" for p in pairs])
 
 # %% [markdown]
-# Neighbours are alike, distant levels are not, and the similarity depends on $t - t'$ alone (why? $\cos\cos +
-# \sin\sin$). No level is special, and none is larger than another: every row has the length $\sqrt{d/2}$.
+# Neighbours are alike, distant levels are not; the similarity depends on $t - t'$ alone (why? $\cos\cos + \sin\sin$), and
+# every row has the length $\sqrt{d/2}$.
 #
 # The waves are fixed. Two learned layers turn them into features that every block may read: `Linear(320, 1280)`,
 # SiLU, `Linear(1280, 1280)` in Stable Diffusion, named `linear_1` and `linear_2`. SiLU is $x\,\sigma(x)$, a ReLU
@@ -172,7 +171,7 @@ print("similarity of t = 500 to 501, 510, 600, 900:", *[f"{F.cosine_similarity(*
 # ## 2 · A norm for pictures of unequal noise
 #
 # A batch of diffusion training mixes nearly clean pictures with pure noise. Batch normalisation takes mean and
-# variance over the batch, so what it does to one picture depends on how noisy its neighbours happen to be. *Group
+# variance over the batch, so its answer depends on how noisy the neighbours are. *Group
 # normalisation* (Wu & He 2018) uses one picture alone: the channels are cut into $G$ groups of neighbours, each group
 # gets mean 0 and variance 1, and a learned weight and bias for each channel follow:
 #
@@ -236,11 +235,8 @@ for name, (a, b) in rows.items():
 
 # %% [markdown]
 # The same noisy picture, once among equals and once among much noisier ones. Batch norm hands on two different
-# pictures; group norm cannot. 
-#
-# What a group norm gives up is the level of the whole group: add 1 to all its channels and nothing changes. Released
-# models have 32 groups of 10 channels or more; our widths are 32 and 64, so we take $\min(32, C/4)$ groups, four
-# channels each.
+# pictures; group norm cannot. It gives up the level of the whole group: add 1 to all its channels and nothing changes. Released
+# models have 32 groups of 10 channels or more; our widths are 32 and 64, so we take $\min(32, C/4)$ groups.
 #
 # ## 3 · The residual block
 #
@@ -256,7 +252,7 @@ for name, (a, b) in rows.items():
 # | $\mathrm{conv}_1, \mathrm{conv}_2$ | `conv1`, `conv2` | 3 × 3, padding 1 |
 # | shortcut | `conv_shortcut` | 1 × 1, only where in ≠ out; else the identity |
 #
-# The time enters between the convolutions, just before a norm. `conv2` starts at zero, so a new block passes its
+# `conv2` starts at zero, so a new block passes its
 # input on: a deep stack is at first as shallow as it needs to be.
 
 # %% [markdown] exercise="layers.ResBlock" role="prompt"
@@ -340,7 +336,7 @@ plt.show()
 # %% [markdown]
 # > **The article says** (section 5.3) nearly this block, **but** with the name `skip_connection` for the shortcut,
 # > which is CompVis's; files in the diffusers format say `conv_shortcut` and refuse it. It also leaves `conv2` as
-# > torch starts it (CompVis zeroes it) and has no dropout (a rate of 0 in the released models, so nothing is lost).
+# > torch starts it (CompVis zeroes it) and has no dropout (its rate is 0 in the released models).
 # > The next cell measures that the mathematics agrees once the name is mended, and what the article's fixed 32 groups
 # > do to a layer of 32 channels.
 
@@ -371,7 +367,7 @@ flat = nn.GroupNorm(32, 32)(torch.arange(32.0).reshape(1, 32, 1, 1).expand(1, 32
 print(f"32 channels in 32 groups: an even surface of values 0 ... 31 becomes {float(flat.abs().max()):.2f} everywhere")
 
 # %% [markdown]
-# The last line is why we do not use 32 groups on 32 channels: a group of one channel cannot say how bright an even
+# Hence no 32 groups on 32 channels: a group of one channel cannot say how bright an even
 # surface is.
 #
 # ## 4 · See far, keep the pixels
@@ -482,8 +478,8 @@ for what in ("resnets", "attentions", "other"):
 print(f"{'all':10s} {sum(counts.values()):>11,d}   published: 859,520,964")
 
 # %% [markdown]
-# The count equals the released file's to the last parameter. More than half sit in ResBlocks, and the way up is
-# heavier than the way down: it has one block more on each level, and each reads its skip besides.
+# More than half sit in ResBlocks, and the way up is heavier than the way down: it has one block more on each level, and
+# each reads its skip besides.
 
 # %% [markdown] exercise="unet.unet_forward" role="prompt"
 # ### Exercise 5 · Down, across and up
@@ -655,13 +651,12 @@ for name, guess in (("answer 0", lazy), ("answer s x_t", linear)):
     print(f"{name:13s} loss {loss:.3f}")
 
 # %% [markdown]
-# Two yardsticks: to say nothing costs 1, the variance of the noise; to answer a multiple of $x_t$ costs half. A
-# network must beat both before it knows anything about shapes.
+# To say nothing costs 1, the variance of the noise; to answer a multiple of $x_t$ costs half. A network must beat both.
 #
 # ## 6 · The average of the weights
 #
-# Each step sees a few pictures at a few levels, so the weights tremble. Their *exponential moving average* (EMA)
-# trembles less, and it is the average that is sampled from and released:
+# The weights tremble from step to step. Their *exponential moving average* (EMA) trembles less, and is what is sampled from
+# and released:
 #
 # $$\bar\theta \leftarrow d\,\bar\theta + (1-d)\,\theta, \qquad d = \min\!\left(d_\mathrm{max}, \frac{1 + k}{10 + k}\right)
 # \text{ at step } k = 0, 1, \ldots$$
@@ -697,7 +692,7 @@ check("loop.update_average", update_average)
 #
 # ---
 #
-# Work under `torch.no_grad()`, or the average would drag the graphs of all steps along.
+# Work under `torch.no_grad()`, or the average keeps all graphs.
 #
 # ---
 #
@@ -761,7 +756,7 @@ print(f"seen: {images:,d} pictures; Ho et al. (2020) on CIFAR-10: 800,000 steps 
 
 # %% [markdown]
 # Forty steps take the loss far below the 0.52 of a multiple of $x_t$; from there it falls slowly and has not stopped
-# falling. The average is better than the weights at every mark, by a tenth at the end, for three lines of code.
+# falling. The average is better at every mark, by a tenth at the end.
 
 # %% [markdown]
 # ## 8 · Draw
@@ -789,9 +784,7 @@ strip([torch.cat([x for _, x, _ in seen]), torch.cat([x0 for _, _, x0 in seen])]
       ["$x$", "$x_0$"], limit=1.5)
 
 # %% [markdown]
-# One sample on its way. Above the picture after the step from $t$; below what the network believed it to be. The
-# first belief is a few dots: at $t = 999$ it takes a division by nearly 0, and clamping makes black and white of the
-# rest (chapter 05). Then come place and size, and the outline last.
+# One sample on its way. Above the picture after the step from $t$; below what the network believed it to be. The first belief is a few dots, a division by nearly 0 (chapter 05). Then come place and size, and the outline last.
 
 # %%
 def distance(samples):
@@ -808,18 +801,16 @@ for name, samples in yardsticks.items():
     print(f"{name:16s} {distance(samples):.3f}   {(samples > 0).float().mean():.3f}")
 
 # %% [markdown]
-# What it can: one shape a picture, on even black, of sensible sizes and in all places; triangles are triangles. What
-# it cannot after this budget: none of the sixteen is a ring, as five of the data are; outlines are
-# ragged, small shapes fall apart. The number is harsher than the eye: an all-black picture is nearer to a training
-# picture than our samples are. The weights without averaging draw too much white. Ho et al. (2020) report FID 3.17 on
-# CIFAR-10 with 35.7 million parameters; nothing here is comparable to it.
+# What it can: one shape a picture, on even black, of sensible sizes and in all places; triangles are triangles. What it cannot:
+# none of the sixteen is a ring, as five of the data are; outlines are ragged. The number is harsher than the eye: an all-black picture is nearer to a training
+# picture than our samples are. Without averaging there is too much white. Ho et al. (2020) report FID 3.17 on CIFAR-10 with 35.7 million parameters; this is not comparable.
 
 # %% [markdown]
 # ## 9 · What are the skips worth, and what the time?
 #
 # Take one thing away at a time and train anew with the same start, pictures, levels and noise. *Without skips* sets
 # every skip to zero at the entrance of the block that reads it; *without time* tells the network $t = 0$, always.
-# Numbers of parameters are equal. Before you run the cell: which one will hurt more, and at which levels?
+# Numbers of parameters are equal. Which one will hurt more, and at which levels?
 
 # %%
 class Timeless(MyUNet):
@@ -857,7 +848,7 @@ strip(short.values(), [""] * 8, ["all", "no skips", "no time"], width=6)
 # %% [markdown]
 # Without skips the loss stays above a half at *every* $t$, and the samples are noise. The 4 × 4 middle has 1,024
 # values for 256 pixels, so there is room; but 120 steps do not find a way to send each pixel's noise through three
-# levels, while a skip hands it over at once.
+# levels; a skip hands it over at once.
 #
 # Without time little is lost: the loss is 7 % higher (20 % in the last quarter), and some backgrounds turn grey. A
 # network that sees 256 pixels can estimate from them how noisy they are. Sun et al. (2025) find the same for large
@@ -873,11 +864,10 @@ strip(short.values(), [""] * 8, ["all", "no skips", "no time"], width=6)
 #
 # ## Recap
 #
-# - Waves of geometrically falling frequencies tell the network $t$: neighbours alike, all levels of one length.
+# - Waves of geometrically falling frequencies tell the network $t$.
 # - Group norm looks at one picture alone; batch norm mixes noise levels.
 # - A ResBlock is norm, SiLU, conv, twice, with the time between and the input added; `conv2` starts at zero.
-# - Every map made on the way down leaves a skip; the way up takes them last made first, and its blocks are as much
-#   wider.
+# - Every map made on the way down leaves a skip; the way up takes the last one first.
 # - $L_\mathrm{simple}$ is one regression on random levels; the average of the weights is what one samples from.
 #
 # **Next**, chapter 07 opens the sampler: from the network's $\epsilon$ back to a picture, in a thousand steps, in

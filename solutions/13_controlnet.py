@@ -311,7 +311,8 @@ print(f"{sum(p.numel() for p in tiny.parameters()):,} parameters; largest answer
 def copy_trunk(network, source):
     """Fill `network` from `source` by name; returns the names that `source` lacks."""
     ### BEGIN SOLUTION
-    own, theirs = network.state_dict(), source.state_dict()
+    own = network.state_dict()                                  # its tensors are the network's, not copies
+    theirs = source.state_dict()
     shared = {name: tensor for name, tensor in theirs.items() if name in own}
     network.load_state_dict(shared, strict=False)               # copies the values into its own tensors
     return [name for name in own if name not in shared]
