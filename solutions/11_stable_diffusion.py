@@ -64,8 +64,7 @@ def strip(rows, titles, labels=None, width=8.0):
             axes[r, c].imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
             axes[r, c].set(xticks=[], yticks=[], frame_on=False)
             axes[r, c].set_title(titles[c] if r == 0 else "", fontsize=9)
-        if labels:
-            axes[r, 0].set_ylabel(labels[r], fontsize=9)
+        axes[r, 0].set_ylabel(labels[r] if labels else "", fontsize=9)
     plt.show()
 
 
@@ -117,7 +116,7 @@ def one_page(pipe, prompt):
 one_page(pipe, PROMPT)
 
 # %% [markdown]
-# Below each panel stands who made it; the U-Net is where the work is. Stable Diffusion does the same with larger numbers:
+# Below each panel stands who made it. Stable Diffusion does the same with larger numbers:
 #
 # | | `scenes64` | Stable Diffusion 1.5 |
 # |---|---|---|
@@ -161,14 +160,11 @@ def count_blocks(in_channels, out_channels, time_dim, context_dim, depth=1):
         return kernel**2 * i * o + o * bias
 
     i, o = in_channels, out_channels
-    residual = 2 * i + layer(i, o, 3) + layer(time_dim, o) + 2 * o + layer(o, o, 3)
-    if i != o:
-        residual += layer(i, o)
+    residual = 2 * i + layer(i, o, 3) + layer(time_dim, o) + 2 * o + layer(o, o, 3) + (layer(i, o) if i != o else 0)
     itself = 3 * layer(o, o, bias=False) + layer(o, o)
     text = layer(o, o, bias=False) + 2 * layer(context_dim, o, bias=False) + layer(o, o)
     block = 3 * 2 * o + itself + text + layer(o, 8 * o) + layer(4 * o, o)
-    around = 2 * o + 2 * layer(o, o)
-    return residual, around + depth * block if depth else 0
+    return residual, 2 * o + 2 * layer(o, o) + depth * block if depth else 0
     ### END SOLUTION
 
 
@@ -180,7 +176,7 @@ check("unet.count_blocks", count_blocks)
 #
 # ---
 #
-# `around + depth * block if depth else 0` reads as `(around + depth * block) if depth else 0`.
+# `a + b if depth else 0` reads as `(a + b) if depth else 0`.
 #
 # ---
 #
@@ -213,9 +209,8 @@ def count_unet(config):
     def pair(i, o, depth):
         return sum(count_blocks(i, o, T, config.context_dim, depth))
 
-    now = widths[0]
+    now, skips = widths[0], [widths[0]]
     total = 9 * config.in_channels * now + now + now * T + T + T * T + T
-    skips = [now]
     for level, width in enumerate(widths):
         for _ in range(config.layers_per_block):
             total, now = total + pair(now, width, config.depth[level]), width
@@ -312,8 +307,7 @@ def guided_denoiser(unet, cond, uncond, scale, schedule, predicts="eps"):
     context = torch.cat([uncond, cond])                         # (2B,N,D)
 
     def denoiser(x, t):
-        answer = unet(torch.cat([x, x]), t, context)            # (2B,C,h,w)
-        without, told = answer.chunk(2)                         # (B,C,h,w) twice
+        without, told = unet(torch.cat([x, x]), t, context).chunk(2)  # (B,C,h,w) twice
         guided = without + scale * (told - without)
         return schedule.to_eps(x, guided, t, given=predicts)
 
@@ -366,8 +360,7 @@ def text_to_image(pipe, prompts, seeds, negative="", steps=20, scale=7.5):
     cond = pipe.text_encoder(pipe.tokenizer(list(prompts)).to(device))  # (B,N,D)
     uncond = pipe.text_encoder(pipe.tokenizer([negative] * len(prompts)).to(device))
     shape = pipe.latent_shape(c.image_size, c.image_size)       # (C,h,w)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
     timesteps = pipe.schedule.timesteps(steps, c.spacing, c.offset)
     denoiser = guided_denoiser(pipe.unet, cond, uncond, scale, pipe.schedule, c.predict)
     z0 = samplers.ddim(denoiser, x, timesteps, schedule=pipe.schedule)  # (B,C,h,w)
@@ -379,7 +372,7 @@ def text_to_image(pipe, prompts, seeds, negative="", steps=20, scale=7.5):
 check("pipeline.text_to_image", text_to_image)
 
 # %% [markdown] exercise="pipeline.text_to_image" role="hint"
-# Write the six steps as comments first: words, contexts, noise, levels, sampler, decoder.
+# In this order: words, contexts, noise, levels, sampler, decoder.
 #
 # ---
 #
@@ -422,8 +415,8 @@ print(f"of the values of run 2 {float((runs[1] < 0).float().mean()):.0%} lie bel
 # %% [markdown]
 # ## 3 · Begin at a picture
 #
-# A sampler need not start from pure noise. Encode a picture, add the noise of a level in between, and denoise from there:
-# what is coarser than the noise is kept, what is finer is made anew. The share of the way that is walked is the **strength**.
+# Encode a picture, add the noise of a level in between, and denoise from there: what is coarser than the noise is kept, what
+# is finer is made anew. The share of the way that is walked is the **strength**.
 #
 # $$z_0 = c\,\mathcal E(x) \qquad z_t = \sqrt{\bar\alpha_t}\,z_0 + \sqrt{1-\bar\alpha_t}\;\epsilon
 # \qquad t = \text{the first level that is left}$$
@@ -496,8 +489,7 @@ for name, row in rows.items():
 
 # %% [markdown]
 # Told its own caption, the picture survives to 0.6; from 0.7 on the small square is drawn elsewhere. One exchanged word
-# repaints the square in its place, at 0.2 already; at 0.8 the model is of two minds. A quite different wish takes over at
-# once, and low strengths still show whose ground it stands on.
+# repaints the square in its place, at 0.2 already; at 0.8 the model is of two minds. A quite different wish takes over at once.
 #
 # ## 4 · Fill a hole
 #
@@ -600,10 +592,9 @@ print(f"largest change inside the hole {change[:, :40].amax():.2f}; to its right
 def unet_entry(way, level, kind, index, layers_per_block=2, attention=(True, True, True, False)):
     """Where CompVis' file has `{way}_blocks.{level}.{kind}.{index}`."""
     ### BEGIN SOLUTION
-    first = level * (layers_per_block + 1)
+    first = level * (layers_per_block + 1) + (way == "down")    # entry 0 on the way down is conv_in
     place = 0 if kind == "resnets" else 1
     if way == "down":
-        first += 1                                              # entry 0 is conv_in
         if kind == "downsamplers":
             return f"input_blocks.{first + layers_per_block}.0.op"
         return f"input_blocks.{first + index}.{place}"
@@ -713,7 +704,7 @@ for name, swaps in TRAPS.items():
 strip([torch.stack([row[i] for row in rows]) for i in range(min(3, SHOWN))], list(TRAPS), width=8)
 
 # %% [markdown]
-# All six loaded without a word. The first mistake is far too small to see, though ten times the rounding of a batch
+# All loaded. The first mistake is far too small to see, though ten times the rounding of a batch
 # (section 2). The last one changes every picture and is as often right, within chance. Only three of five would be noticed
 # by somebody who looks.
 #
@@ -775,8 +766,7 @@ picture = text_to_image(big, wanted, [1], steps=STEPS, scale=big.config.guidance
 strip([picture], wanted, width=2.6)
 
 # %% [markdown]
-# One more trap: CompVis' sampler takes the levels `range(0, 1000, 1000 // S)`, which are 31 for S = 30; diffusers and this
-# course take 30. Compare across both at an S that divides 1000.
+# One more trap: CompVis' sampler takes the levels `range(0, 1000, 1000 // S)`: 31 of them for S = 30.
 #
 # ## 6 · Half of the bits
 #
@@ -802,9 +792,8 @@ def survey(tensors, dtype):
     x = torch.cat([tensor.flatten().double() for tensor in tensors])
     y = x.to(dtype).double()
     there = torch.isfinite(y)
-    error = (y - x)[there].norm() / x[there].norm()
     return {"bytes": len(x) * dtype.itemsize, "overflowed": int((~there).sum()),
-            "vanished": int(((y == 0) & (x != 0)).sum()), "relative": float(error)}
+            "vanished": int(((y == 0) & (x != 0)).sum()), "relative": float((y - x)[there].norm() / x[there].norm())}
     ### END SOLUTION
 
 
@@ -863,23 +852,21 @@ strip([torch.stack([*(f[worst] for f in found.values()), 100 * gap[worst] - 1])]
 # bfloat16 eight times as much, as its bits predict. Nothing overflows: 199 is far from 65,504. SDXL's autoencoder does
 # overflow in float16, so `config.vae_float32` leaves it in float32, and so is the way from noise to $z_0$ always. In pictures
 # bfloat16 costs 59 dB, as much as rounding to bytes does anyway, and float16 a tenth of that error; the oracle reads all
-# three alike. What halves buy, memory and speed, you have on a GPU; a CPU without 16-bit instructions is slower with them.
+# three alike. A CPU without 16-bit instructions is slower with halves.
 #
 # ## Questions to think about
 #
 # 1. How many parameters would the U-Net have if skips were added instead of joined? Change one line of `count_unet`.
-# 2. Both halves of guidance share one batch. When would you rather ask twice, one after the other?
+# 2. Both halves of guidance share one batch. When would you rather ask twice?
 # 3. At strength 1 there is 6.8 % of the given picture's amplitude left (chapter 05). Does it still steer?
-# 4. `keep_known` leaves the latent as it was to the last bit. Why do pixels outside the hole change all the same?
-# 5. Which of the five traps would a test on freshly *initialised* networks miss, and why?
+# 4. Which of the five traps would a test on freshly *initialised* networks miss, and why?
 #
 # ## Recap
 #
 # - Parameters follow from widths: $20 o^2 + 2c\,o + 21 o$ a transformer, some $18\,o^2$ a residual block; the resolution does
 #   not occur.
-# - Words → ids → contexts; a seed → noise; one batch of $2B$ a step; unscale, decode, clamp.
-# - Image to image walks the last part of the levels; inpainting answers with the $\epsilon$ that it knows.
-# - Names are a map, and a wrong one is loud. Details are quiet: compare numbers with the reference, on random weights.
+# - Image to image walks the last levels; inpainting answers with the $\epsilon$ that it knows.
+# - A wrong name is loud, a wrong detail quiet: compare numbers with the reference, on random weights.
 # - float16 can overflow, bfloat16 is coarse; keep the sampler in float32.
 #
 # **Next**, chapter 12 asks how good such pictures are: distances between sets of pictures, how they mislead, and the
