@@ -526,7 +526,7 @@ check("unet.unet_forward", unet_forward)
 #
 # ---
 #
-# The skips start as `[conv_in(x)]`. After a Downsample append its output as well; after an Upsample nothing.
+# The skips start as `[conv_in(x)]`. Append a Downsample's output as well.
 #
 # ---
 #
@@ -544,9 +544,8 @@ class MyUNet(unet.UNet):
         return unet_forward(self, x, self.time_embedding(timestep_embedding(t, self.config.block_channels[0])))
 
 
-# no transformers (depth) and no text (context_dim) before chapter 09
 CONFIG = unet.UNetConfig(in_channels=1, out_channels=1, block_channels=(32, 64, 64), layers_per_block=1,
-                         depth=(0, 0, 0), mid_depth=0, heads=(1, 1, 1), context_dim=None)
+                         depth=(0, 0, 0), mid_depth=0, heads=(1, 1, 1), context_dim=None)      # no attention, no text: chapter 09
 
 
 def build(kind=MyUNet):
@@ -803,7 +802,7 @@ for name, samples in yardsticks.items():
 # %% [markdown]
 # What it can: one shape a picture, on even black, of sensible sizes and in all places; triangles are triangles. What it cannot:
 # none of the sixteen is a ring, as five of the data are; outlines are ragged. The number is harsher than the eye: an all-black picture is nearer to a training
-# picture than our samples are. Without averaging there is too much white. Ho et al. (2020) report FID 3.17 on CIFAR-10 with 35.7 million parameters; this is not comparable.
+# picture than our samples are. Without averaging there is too much white. (Ho et al. 2020: FID 3.17 on CIFAR-10; not comparable.)
 
 # %% [markdown]
 # ## 9 · What are the skips worth, and what the time?
