@@ -783,7 +783,8 @@ strip([torch.cat([x for _, x, _ in seen]), torch.cat([x0 for _, _, x0 in seen])]
       ["$x$", "$x_0$"], limit=1.5)
 
 # %% [markdown]
-# One sample on its way. Above the picture after the step from $t$; below what the network believed it to be. The first belief is a few dots, a division by nearly 0 (chapter 05). Then come place and size, and the outline last.
+# One sample on its way. Above the picture after the step from $t$; below what the network believed it to be. The first
+# belief is a few dots, a division by nearly 0 (chapter 05). Then come place and size, and the outline last.
 
 # %%
 def distance(samples):
@@ -800,9 +801,10 @@ for name, samples in yardsticks.items():
     print(f"{name:16s} {distance(samples):.3f}   {(samples > 0).float().mean():.3f}")
 
 # %% [markdown]
-# What it can: one shape a picture, on even black, of sensible sizes and in all places; triangles are triangles. What it cannot:
-# none of the sixteen is a ring, as five of the data are; outlines are ragged. The number is harsher than the eye: an all-black picture is nearer to a training
-# picture than our samples are. Without averaging there is too much white. (Ho et al. 2020: FID 3.17 on CIFAR-10; not comparable.)
+# What it can: one shape a picture, on even black, of sensible sizes and in all places; triangles are triangles. What
+# it cannot: none of the sixteen is a ring, as five of the data are; outlines are ragged. The number is harsher than
+# the eye: an all-black picture is nearer to a training picture than our samples are. Without averaging there is too
+# much white. (Ho et al. 2020: FID 3.17 on CIFAR-10; not comparable.)
 
 # %% [markdown]
 # ## 9 · What are the skips worth, and what the time?
