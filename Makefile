@@ -27,7 +27,7 @@ NBVAL  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
           --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-all nbgrader soak lint constraints clean clean-all
+.PHONY: help demo lab test test-all nbgrader class soak lint constraints clean clean-all
 .NOTPARALLEL:
 
 help:  ## this list
@@ -56,6 +56,10 @@ nbgrader: build/nbgrader/bin/nbgrader  ## nbgrader, in an environment of its own
 build/nbgrader/bin/nbgrader: constraints-nbgrader.txt
 	$(PYTHON) -m venv build/nbgrader
 	build/nbgrader/bin/python -m pip --disable-pip-version-check install -c constraints-nbgrader.txt nbgrader
+
+class: $(VENV)/.dev  ## grade forty simulated students, and every wrong and right answer, through the sandbox: an hour and more
+	COURSE_CLASS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/classroom/test_grade.py \
+	  tests/classroom/test_bridge.py
 
 soak: $(VENV)/.dev  ## kill a run twenty times, and see that it ends with the same bits
 	COURSE_SOAK=20 $(BIN)/python -m pytest -q tests/training/test_kill.py
