@@ -96,7 +96,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "clip": {
         "cond": Recipe("clip", "scenes64", "61 % among 4 near misses after 20 minutes on one core", SCENES, PAIRS, 20),
         # it scores what models conditioned on the other one draw: other weights to begin with, other pictures to learn from
-        "score": Recipe("clip", "scenes64", "not measured yet", replace(SCENES, split="val"), PAIRS, 20, seed=1),
+        "score": Recipe("clip", "scenes64", "69 % among 4 near misses after 20 minutes on one core",
+                        replace(SCENES, split="val"), PAIRS, 20, seed=1),
     },
     # it measures what others draw: other pictures, from another seed; textures and flaws, so that it notices them
     "features": {"fd-mini": Recipe("features", "scenes64", "shape and colour 72 %, all else 96 to 100 %, on one core",
