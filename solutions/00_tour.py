@@ -380,7 +380,7 @@ print("largest difference of the last z_t and z_0:", float((noisy[-1:] - z0.cpu(
 # %% [markdown]
 # Read the rows. **Top**: the latent, three of its channels shown as colours, as coarse as it is. **Middle**: the same
 # latents decoded, that is, noise seen through the decoder, until the last steps. **Bottom**: in each step the U-Net
-# predicts the noise, and whoever knows the noise knows the picture under it: an estimate of $x_0$. The sampler does not
+# predicts the noise, and whoever knows the noise knows the latent under it: an estimate of $z_0$. The sampler does not
 # trust the first one. It goes a little in its direction, lowers the noise level, and asks again (chapter 07).
 #
 # ## 3 · Asking twice: guidance
@@ -564,7 +564,7 @@ for row in found:
 # `test` prompts describe scenes that training has not shown; `heldout` ones pair shapes with colours that it never saw
 # *together* (no purple circle, no orange square): can the model compose? With several objects the relation between
 # them ("left of") must hold too. So few prompts leave wide intervals: two that overlap much do not say which is better.
-# Chapter 12 measures with thousands.
+# Chapter 12 turns intervals into verdicts.
 #
 # ## 5 · Between two seeds
 #
@@ -691,13 +691,13 @@ for name, right in (("latent", marks[: len(trials)]), ("pixel", marks[len(trials
 # |chapter|article|library|erratum|
 # |---|---|---|---|
 # |01 why latent space|1|`evaluation/cost.py`|values called pixels; parameters need not grow with resolution|
-# |02 VAE|2.1, 2.3|`vae.py`|KL weight 1e-3 or 1e-5, really 1e-6; no logvar clamp; always samples|
+# |02 VAE|2.2, 2.3|`vae.py`|KL weight 1e-3 or 1e-5, really 1e-6; no logvar clamp; always samples|
 # |03 perceptual, adversarial losses|2.2|`losses.py`|MSE for L1; LPIPS weight 0.5 for 1; fixed "optional" adversarial term|
 # |04 VQ|2.4|`vq.py`|"better reconstruction" is reversed; straight-through gradient missing|
-# |05 forward process|3.1, 3.3|`schedule.py`|$\bar\alpha_t$ not reshaped to (B,1,1,1)|
-# |06 U-Net, pixel DDPM|5.1, 5.3|`layers.py`, `unet.py`|correct mathematics; zero-init and dropout missing|
-# |07 reverse process|3.2, 3.4|`samplers.py`|visits only t = 49 … 0 of 1,000; `ddim_step` undefined|
-# |08 latent diffusion|3.3|`objectives.py`, `train.py`|`encode` returns three tensors; scale 0.18215 and dropped captions missing|
+# |05 forward process|3.1, 3.3, 3.4|`schedule.py`|$\bar\alpha_t$ not reshaped to (B,1,1,1)|
+# |06 U-Net, pixel DDPM|3.2, 5.1, 5.3|`layers.py`, `unet.py`|correct mathematics; zero-init and dropout missing|
+# |07 reverse process|3.4, 9.3|`samplers.py`|visits only t = 49 … 0 of 1,000; `ddim_step` undefined|
+# |08 latent diffusion|3.3|`data/latents.py`, `training/diffusion.py`|`encode` gives three tensors; no 0.18215, no dropped captions|
 # |09 attention, text|4.1, 4.2, 5.2|`attention.py`, `text.py`|`to_out` is no list; heads too wide; `FeedForward` undefined|
 # |10 guidance|4.3, 9|`guidance.py`|w = 7.5 is Ho and Salimans' 6.5; more steps saturate|
 # |11 Stable Diffusion|7|`pipeline.py`, `published/`|tokenizer, negative prompt, generator missing|
@@ -705,7 +705,7 @@ for name, right in (("latent", marks[: len(trials)]), ("pixel", marks[len(trials
 # |13 ControlNet|8.1|`controlnet.py`|`unet.encoder` does not exist; latent and text unused|
 # |14 LoRA|8.2|`lora.py`|base weights not frozen|
 # |15 SDXL|8.3|`sdxl.py`|encoders are CLIP ViT-L and OpenCLIP ViT-bigG|
-# |16 capstone|7.2|`parts.py`|your own parts in the pipeline|
+# |16 capstone|7, 10|`parts.py`|your own parts in the pipeline|
 #
 # ## Glossary
 #

@@ -815,8 +815,8 @@ plt.show()
 #
 # ## Recap
 #
-# - Parameters do not grow with the resolution. Convolutions grow with the area, attention with its square, and so do time
-#   and memory.
+# - Parameters do not grow with the resolution. Convolutions and memory grow with the area, attention with its
+#   square, time with both.
 # - 48 counts values; positions fall 64 times and pairs 4,096 times. Positions set the cost, values the quality.
 # - A picture's power lies in its slow waves. Words need more than power suggests, and each word its own frequencies.
 # - Fewer values can keep more, if the code fits the data: larger patches with more channels, and a network over PCA.

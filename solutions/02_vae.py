@@ -12,7 +12,7 @@
 # - turn $\beta$ through seven orders of magnitude and see the code collapse;
 # - say why random latents are not pictures, and why latents are rescaled before diffusion.
 #
-# **Time** about 2½ hours, of which 105 minutes are exercises. **You need** convolutions, autograd, mean and variance. No
+# **Time** about 2.5 hours, of which 105 minutes are exercises. **You need** convolutions, autograd, mean and variance. No
 # GPU; five tiny autoencoders are trained. **In the library** this is `course/vae.py`, `course/layers.py`,
 # `course/losses.py` and `course/training/autoencoder.py`; in the article, sections 2.2, 2.3 and a line of 3.3.
 #
@@ -712,7 +712,7 @@ strip(shown, [""] * 4, ["encoded", "N(0, I)", "variance", "covariance"], width=4
 #
 # ## 8 · What diffusion is given
 #
-# Chapter 05 assumed data of variance 1. Nothing in the loss asks for it when $\beta$ is tiny. So latents are multiplied by
+# Chapter 05 assumes data of variance 1. Nothing in the loss asks for it when $\beta$ is tiny. So latents are multiplied by
 # one number, $1/\mathrm{std}$, before diffusion, and divided by it before decoding: 0.18215 for Stable Diffusion (its
 # latents' standard deviation is 5.5), 0.13025 for SDXL.
 

@@ -13,7 +13,7 @@
 # - build a patch critic, compute what it sees, and write the hinge losses of both sides;
 # - balance critic against error by gradients, start it late, and read what that does to a reconstruction.
 #
-# **Time** about 2 and a half hours, of which 90 minutes are exercises. **You need** chapter 02 (the autoencoder and
+# **Time** about 2.5 hours, of which 90 minutes are exercises. **You need** chapter 02 (the autoencoder and
 # losses as sums) and `torch.autograd`. No GPU. **In the library** this chapter is `course/losses.py`; in the article,
 # section 2.2.
 #
@@ -688,4 +688,4 @@ strip(rows, [""] * 7, ["picture", "none", "late", "at once"], width=7)
 # - Hinge: the critic stops at ±1, the generator never does. A critic's loss of 1 is chance.
 # - $\lambda$ equalises gradients at the last layer, is a constant, and starts late.
 #
-# **Next**, chapter 04 gives the autoencoder another kind of code, words from a codebook; the losses stay these.
+# **Next**, chapter 04 gives the autoencoder another kind of code, words from a codebook; these losses would fit.

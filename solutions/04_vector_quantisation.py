@@ -2,6 +2,7 @@
 # # 04 · Vector quantisation
 #
 # The latents of chapter 02 are numbers. Here they become words, each the nearest entry of a learned book.
+#
 # **You will be able to**
 #
 # - find the nearest of thousands of codes, and pass a gradient through that choice;
@@ -10,7 +11,7 @@
 # - count the bits of a latent, and compare codes with the KL latents of chapter 02;
 # - measure what a codebook does to the small errors of a diffusion model.
 #
-# **Time** about 2½ hours, of which 95 minutes are exercises. **You need** tensors, `permute`, autograd; chapter 02 for
+# **Time** about 2.5 hours, of which 95 minutes are exercises. **You need** tensors, `permute`, autograd; chapter 02 for
 # the KL autoencoder. No GPU; two small autoencoders are trained at the end. **In the library** this chapter is
 # `course/vq.py`; in the article, section 2.4.
 #
@@ -819,4 +820,4 @@ plt.show()
 # - A position costs $\log_2 K$ bits. VQ reconstructs slightly worse than KL, from far fewer bits.
 # - A latent diffusion model works on $z$ before quantisation; the decoder quantises.
 #
-# **Next**, chapter 05 takes a latent, of either kind, and destroys it step by step: the forward process.
+# **Next**, chapter 05 takes a picture, or a latent, and destroys it step by step: the forward process.

@@ -508,7 +508,7 @@ strip([from_eps, from_v], [f"t = {t}" for t in shown], labels, width=4.2)
 #
 # ## 6 · Which levels to visit
 #
-# Training needs all 1,000 levels. Sampling does not: chapter 07 shows that 20 to 50 of them are enough, *if they span
+# Training needs all 1,000 levels. Sampling does not: chapter 07 shows that 5 to 50 of them are enough, *if they span
 # the whole way from noise to picture*.
 
 # %% [markdown] exercise="schedule.timesteps" role="prompt"
@@ -707,8 +707,8 @@ plt.show()
 # recovers about 80 % of a picture's variance and half of its averages', but just those 28 % of white noise's.
 #
 # What this does and does not show. It shows, for these drawn scenes, that the useful range of $t$ depends on the data:
-# levels that ruin averages hardly touch a picture. That is why pixel and latent models are each given a schedule of
-# their own when chapter 08 compares them. It does not show how a trained VAE's latent behaves: an average is not an
+# levels that ruin averages hardly touch a picture. That is why `scenes64-pixel` has a schedule of its own; chapter 08
+# gives both its models the latents'. It does not show how a trained VAE's latent behaves: an average is not an
 # encoder. And a network, being more than a linear filter, can recover more of the first two (not of white noise).
 #
 # ## Questions to think about

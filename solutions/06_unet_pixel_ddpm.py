@@ -12,7 +12,7 @@
 # - train a small diffusion model by one line of loss, average its weights, and draw samples;
 # - measure what the skips and the time embedding are worth.
 #
-# **Time** about 2½ hours, of which 95 minutes are exercises. **You need** chapter 05's closed form $x_t =
+# **Time** about 2.5 hours, of which 95 minutes are exercises. **You need** chapter 05's closed form $x_t =
 # \sqrt{\bar\alpha_t}\,x_0 + \sqrt{1-\bar\alpha_t}\,\epsilon$ and the idea of a convolution. No GPU. **In the
 # library** this chapter is `course/layers.py`, `course/unet.py`, `course/objectives.py` and
 # `course/training/loop.py`; in the article, sections 3.2 and 5.1 to 5.3 (attention, section 5.2, waits for chapter

@@ -562,9 +562,9 @@ check("samplers.heun", heun)
 # `slope_there = denoiser(a[i + 1] * there, ts[i + 1])`, then `y + h * (slope + slope_there) / 2`.
 
 # %% [markdown]
-# Heun pays with a second call. DPM-Solver++ (2M) by Lu et al. (2022) has second order for one call. First, in
-# $\lambda = \ln(a/s)$, with $s = \sqrt{1-\bar\alpha}$, the equation is linear but for $\hat x_0$, and can be solved
-# exactly if $\hat x_0$ is held fixed over a stride of length $h = \lambda' - \lambda$:
+# Heun pays with a second call. DPM-Solver++ (2M) by Lu et al. (2022) has second order for one call. First, in $\lambda
+# = \ln(a/s)$, half of chapter 05's, with $s = \sqrt{1-\bar\alpha}$, the equation is linear but for $\hat x_0$, and
+# solved exactly if $\hat x_0$ is held fixed over a stride $h = \lambda' - \lambda$:
 #
 # $$x' = \frac{s'}{s}\,x - a'\left(e^{-h} - 1\right) D$$
 #

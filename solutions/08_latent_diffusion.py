@@ -114,7 +114,7 @@ print("latent ", tuple(posterior.mean.shape[1:]), posterior.mean[0].numel(), "va
 # $$x \xrightarrow{\;\text{encode}\;} z \xrightarrow{\;\times\, c\;} z_0
 # \xrightarrow{\;\text{diffuse, denoise}\;} \hat z_0 \xrightarrow{\;/\, c\;} \hat z \xrightarrow{\;\text{decode}\;} \hat x$$
 #
-# Two of the five arrows are chapters 02 and 03, the middle is 05 to 07. This chapter is the factor $c$ and the order.
+# Two of the arrows are chapters 02 and 03, the middle 05 to 07; new is the factor $c$ (in shapes, c counts channels).
 #
 # ## 1 · Encode once
 #
@@ -618,10 +618,10 @@ strip([samples[key][2:2 + SHOWN] for key in ("measured", "pixel")], ["\n".join(w
       ["latent", "pixel"], width=5.2)
 
 # %% [markdown]
-# In the time of the latent model's 300 steps the pixel model takes about a ninth as many. It has found that the ground is
-# light and that something dark is on it; that is no answer to a caption yet. This says who starts sooner, not who ends
-# better: with enough time the pixel model learns, too. The losses of the two cannot be compared, since they are errors in
-# different units; time and pictures can.
+# In the time of the latent model's 300 steps the pixel model takes about a ninth as many. It has found that the ground
+# is light and that something dark is on it; that is no answer to a caption yet. This says who starts sooner, on a
+# schedule made for latents: given time the pixel model learns. The losses of the two cannot be compared, since they
+# are errors in different units; time and pictures can.
 #
 # | | pixels : latents, training | pixels : latents, sampling | at which scale |
 # |---|---|---|---|
@@ -687,7 +687,7 @@ print(f"std of these latents: {float(z0.std()):.2f}")
 # - $c = 1/\sigma$ of what is diffused, draws or means, brings latents to the variance the schedule was made for; it belongs
 #   to the autoencoder.
 # - Multiply before diffusion, divide before decoding. Forgetting one of the two is the commonest bug of all.
-# - Draw anew in each step; drop the whole caption in one case of ten, in a copy.
+# - Draw anew, or take means; drop the whole caption in one case of ten, in a copy.
 # - The training step and the sampler are those of pixels; they become cheaper because the grid is smaller.
 # - Compare times in turns, by medians, and say what was held equal.
 #

@@ -211,7 +211,7 @@ plt.show()
 # ## 2 · A model has to know what nothing is
 #
 # The second answer, without text, needs a network that was trained without text. One network serves both if in training a
-# share $p$ of the captions is replaced by "" (Ho & Salimans; Stable Diffusion 1.5 took 10 %).
+# share $p$ of the captions is replaced by "" (chapter 08; Stable Diffusion 1.5 took 10 %).
 
 # %% [markdown] exercise="guidance.drop_texts" role="prompt"
 # ### Exercise 2 · Forget a caption now and then
@@ -376,7 +376,8 @@ for name, found in ((f"w, at {STEPS} steps", by_scale), ("steps, at w = 1.5", by
         (k, n, wilson(n, PROMPTS)) for k, n in found.items())), f"  of {PROMPTS}")
 
 # %% [markdown]
-# (Orange: what the article recommends. Bands: 95 % intervals.) At 1.5 there are 28 right, at 1 24: within chance. At 12 there
+# (Orange: what the article recommends. Bands: 95 % intervals.) At 1.5 there are 28 right, at w = 1 there are 24:
+# within chance. At 12 there
 # are 7, and that is not. Five steps do about as well as fifty.
 #
 # | | measure | w, and what it gave | at which scale |
@@ -685,7 +686,7 @@ print(f"largest difference to the library's picture: {127.5 * float((both[0] - b
 # 1. In the plane guided points overshoot their blobs. Why does the formula at *each* noise level not add up to samples of
 #    $p(x)\,p(c \mid x)^w$?
 # 2. Which $w$ would make a model draw anything *but* the caption? What is its sign, and what would the picture be of?
-# 3. A distilled model (chapter 14 and the library's `scenes64-fast`) answers for a fixed $w$ in one pass. What can its user
+# 3. A distilled model (the library's `scenes64-fast`, chapter 16) answers for a fixed $w$ in one pass. What can its user
 #    no longer do?
 # 4. The interval left out $\sigma > 5$. What is decided up there that the hard prompts miss? Which interval would you try?
 # 5. Of twenty quality words one has p = 0.04. How much would you bet on it?

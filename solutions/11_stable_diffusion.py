@@ -494,12 +494,12 @@ for name, row in rows.items():
 # ## 4 · Fill a hole
 #
 # A mask says where a picture may change. The trick is to let the sampler believe that it asked a better network, one
-# that already *knows* $z_0$ where the picture stays. There the noise in $x$ can be computed:
+# that already *knows* $z_0$ where the picture stays. There the noise in $z_t$ can be computed:
 #
-# $$\hat\epsilon = m \odot \underbrace{\frac{x - \sqrt{\bar\alpha_t}\,z_0}{\sqrt{1-\bar\alpha_t}}}_{\text{leads back to what
-# was there}} + (1 - m) \odot \epsilon_\theta(x, t)$$
+# $$\hat\epsilon = m \odot \underbrace{\frac{z_t - \sqrt{\bar\alpha_t}\,z_0}{\sqrt{1-\bar\alpha_t}}}_{\text{leads back to what
+# was there}} + (1 - m) \odot \epsilon_\theta(z_t, t)$$
 #
-# The network still sees all of $x$, so that what it paints into the hole fits what is around.
+# The network still sees all of $z_t$, so that what it paints into the hole fits what is around.
 
 # %% [markdown] exercise="pipeline.keep_known" role="prompt"
 # ### Exercise 6 · What is known

@@ -729,7 +729,7 @@ for e in entries:
 # 2. Why does drawing n pictures *with* replacement from n make FD larger, and KID not unbiased any more?
 # 3. A model that has memorised its training set: what are its FD, KID, precision and recall? Which of our measures would
 #    notice?
-# 4. Guidance makes prompts come out right and FD worse. Which of the two would you report, to whom?
+# 4. At w = 7.5 prompts suffer, FD hardly. Which of the two would you report, to whom?
 # 5. Where could `scenes64` be good by our CLIP and bad by the oracle?
 #
 # ## Recap

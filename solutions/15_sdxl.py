@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 15 · SDXL
 #
-# Stable Diffusion XL is the U-Net of chapter 06, three times as large. What is new is what it is *told*: by two readers of
+# Stable Diffusion XL is the U-Net of chapter 11, three times as large. What is new is what it is *told*: by two readers of
 # the text in place of one, and, in six numbers, what was done to the picture before training.
 #
 # **You will be able to**
@@ -474,7 +474,7 @@ strip([torch.cat([shown[name][:3], rows[name][1][:3]]) for name in ("as it is", 
 # means nothing there; the prompt's place and size are wrong by design.)
 #
 # The *original's size* has a weak effect: told of 16 pixels, the steepest edge is 0.99 instead of 1.13, where a picture that
-# was really enlarged has 0.52. The last number says why. Our autoencoder, trained on sharp pictures, rebuilds the blurred
+# was really enlarged has 0.52. The last number says why. Our autoencoder, used to sharp pictures, rebuilds the blurred
 # ones with 0.88: most of the blur is gone before the denoiser sees it. (The 12 % cut of real ones are blur at the border.)
 #
 # ## 6 · A second painter

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16 · Capstone: your own code draws the picture
 #
-# For fifteen chapters you wrote parts, and the library stood in where one was missing. Now the library steps back. This chapter
+# For sixteen chapters you wrote parts, and the library stood in where one was missing. Now the library steps back. This chapter
 # collects what you wrote, builds the pipeline from it, loads trained weights into your classes, and draws. If the picture is
 # the library's, everything you wrote on the way is right. If it is not, you will find out which part it was.
 #
