@@ -697,7 +697,7 @@ for name, right in (("latent", marks[: len(trials)]), ("pixel", marks[len(trials
 # |05 forward process|3.1, 3.3, 3.4|`schedule.py`|$\bar\alpha_t$ not reshaped to (B,1,1,1)|
 # |06 U-Net, pixel DDPM|3.2, 5.1, 5.3|`layers.py`, `unet.py`|correct mathematics; zero-init and dropout missing|
 # |07 reverse process|3.4, 9.3|`samplers.py`|visits only t = 49 … 0 of 1,000; `ddim_step` undefined|
-# |08 latent diffusion|3.3|`data/latents.py`, `training/diffusion.py`|`encode` gives three tensors; no 0.18215, no dropped captions|
+# |08 latent diffusion|3.3|`data/latents.py`, `training/diffusion.py`|`encode` gives three tensors; no 0.18215, no dropping|
 # |09 attention, text|4.1, 4.2, 5.2|`attention.py`, `text.py`|`to_out` is no list; heads too wide; `FeedForward` undefined|
 # |10 guidance|4.3, 9|`guidance.py`|w = 7.5 is Ho and Salimans' 6.5; more steps saturate|
 # |11 Stable Diffusion|7|`pipeline.py`, `published/`|tokenizer, negative prompt, generator missing|
