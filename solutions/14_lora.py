@@ -311,6 +311,9 @@ check("lora.Adapter", Adapter)
 #
 # `self.weight * self.scale * self.up(self.down(x))`, and `self.weight * self.scale * self.up.weight @ self.down.weight`.
 
+# %%
+Adapter = use("lora.Adapter", Adapter)
+
 # %% [markdown]
 # The layer that holds it answers $W x$ plus all adapters. And it can *merge*: add the change to $W$ once, and answer at the
 # old price. $W + \Delta - \Delta$ is not always $W$ in floating point (of the shipped adapter
@@ -477,7 +480,6 @@ check("lora.training_bytes", training_bytes)
 # Two sums over `model.parameters()`: one over all, one over those with `p.requires_grad`. Adam's part is twice the second.
 
 # %%
-Adapter = use("lora.Adapter", Adapter)
 LoRALinear = use("lora.LoRALinear", LoRALinear)
 inject = use("lora.inject", inject)
 training_bytes = use("lora.training_bytes", training_bytes)
