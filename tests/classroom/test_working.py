@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from course import cli, parts, schedule
+from course import cli, parts, schedule, teaching
 from course.classroom import checks, release, working
 from course.classroom.release import ROOT
 from course.errors import UsageError
@@ -88,7 +88,7 @@ def test_the_table_and_the_page(folder, tmp_path):
 
 def test_lab_opens_where_the_student_left(folder, monkeypatch):
     called = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(teaching.subprocess, "call", lambda command: called.append(command) or 0)
     first = working.progress(folder)[0]
     run = CliRunner().invoke(cli.app, ["lab", str(folder), "--no-browser"])
     assert run.exit_code == 0 and called[0][:3] == [sys.executable, "-m", "jupyterlab"]
