@@ -57,9 +57,9 @@ build/nbgrader/bin/nbgrader: constraints-nbgrader.txt
 	$(PYTHON) -m venv build/nbgrader
 	build/nbgrader/bin/python -m pip --disable-pip-version-check install -c constraints-nbgrader.txt nbgrader
 
-class: $(VENV)/.dev  ## grade forty simulated students, and every wrong and right answer, through the sandbox: an hour and more
+class: $(VENV)/.dev nbgrader  ## grade forty simulated students, and every wrong and right answer, through sandbox and nbgrader: hours
 	COURSE_CLASS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/classroom/test_grade.py \
-	  tests/classroom/test_bridge.py
+	  tests/classroom/test_bridge.py tests/classroom/test_nbgrader.py
 
 soak: $(VENV)/.dev  ## kill a run twenty times, and see that it ends with the same bits
 	COURSE_SOAK=20 $(BIN)/python -m pytest -q tests/training/test_kill.py

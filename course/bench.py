@@ -175,7 +175,7 @@ def speed(size: Annotated[str, typer.Option(help="course, sd15 or sdxl.")] = "co
     if whole and prompts:
         with Progress("approximations, and what they cost", as_json) as progress:
             ways = faster.run(found, prompts, rounds, progress=progress.update)
-    if whole:
+    if whole and device == "cpu":                              # a GPU's turn comes later
         starts = comparison.start_up()
     if as_json:
         print(json.dumps({"machine": found.as_dict(), "rows": rows, "approximate": ways, "start_up": starts,

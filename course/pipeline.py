@@ -51,8 +51,9 @@ class StableDiffusion:
         An autoencoder that overflows in half precision (`config.vae_float32`) is left in float32, and so is the way from
         noise to x_0: only the networks are in `dtype`.
         """
-        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format    # for tensor cores
         for name, net in self.modules().items():
+            # tensor cores like channels last, norms of large pictures do not: an autoencoder is a fifth slower (docs/gpu.md)
+            layout = torch.channels_last if torch.device(device).type == "cuda" and name != "vae" else torch.contiguous_format
             net.to(device, torch.float32 if dtype and name == "vae" and self.config.vae_float32 else dtype, memory_format=layout)
         return self
 

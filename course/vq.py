@@ -72,6 +72,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if z.ndim != 4 or z.shape[1] != self.dim:
             raise ShapeError(f"expected z of shape (B,{self.dim},h,w), got {tuple(z.shape)}")
+        z = z.to(self.embedding.weight.dtype)                  # in mixed precision: eight bits do not say which code is nearest
         flat = rearrange(z, "B c h w -> (B h w) c")                                     # (N,c)
         indices = self.nearest(flat)                                                    # (N,)
         codes = self.lookup(indices.view(len(z), *z.shape[2:]))                         # (B,c,h,w)
@@ -86,7 +87,8 @@ class VectorQuantizer(nn.Module):
     def nearest(self, flat: Tensor) -> Tensor:
         """The code nearest to each row; (N,c) -> (N,). ||z - e||^2 = ||z||^2 - 2 z e + ||e||^2, and ||z||^2 is no choice."""
         codes = self.embedding.weight                                                   # (K,c)
-        return torch.argmin(codes.square().sum(1) - 2 * flat @ codes.T, dim=1)
+        with torch.autocast("cpu" if flat.is_meta else flat.device.type, enabled=False):
+            return torch.argmin(codes.square().sum(1) - 2 * flat @ codes.T, dim=1)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """(B,h,w) -> (B,c,h,w)."""

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -130,3 +132,16 @@ def test_shapes_gradients_and_misuse():
         VectorQuantizer(8, 4)(torch.zeros(1, 3, 2, 2))
     with pytest.raises(UsageError, match="ema_decay"):
         VectorQuantizer(8, 4, ema_decay=1.5)
+
+
+def test_half_precision_changes_no_code_and_breaks_no_average():
+    """Under autocast z comes in bfloat16; which code is nearest, and the running averages, are computed in float32."""
+    torch.manual_seed(0)
+    a = VectorQuantizer(64, 4, ema_decay=0.9, restart_below=0.1)
+    z = torch.randn(2, 4, 8, 8).bfloat16()
+    b = copy.deepcopy(a)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = a(z)
+    for got, wanted in zip(found, b(z.float()), strict=True):
+        assert torch.equal(got, wanted) and got.dtype == wanted.dtype
+    assert torch.equal(a.total, b.total) and torch.equal(a.embedding.weight, b.embedding.weight)

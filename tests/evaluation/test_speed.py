@@ -32,6 +32,16 @@ def test_both_answer_the_same(subject, name):
     assert row["ratio_low"] <= row["ratio_high"]
 
 
+def test_gates_of_a_gpu_are_its_own_and_half_precision_is_counted():
+    gpu = machine.Machine("cuda", "NVIDIA H200", 1, "", "bfloat16", 1e12, 1e12, 0.0)
+    assert speed.gate_of(speed.Case("U-Net forward, compiled", 2, None, {}), gpu, "sd15") == (1.05, 1.2)
+    assert speed.gate_of(speed.Case("U-Net forward, batch 1", 1, None, {}), gpu, "sd15") == (None, None)
+    assert speed.gate_of(speed.Case("U-Net forward, compiled", 1, None, {}), SLOW_MACHINE, "sd15") == (1.0, None)
+    half = speed.Subject("course", machine.Machine("cpu", "", 1, "", "bfloat16", 1e12, 1e12, 0.0))
+    row = speed.measure(half.forward(1), half.machine, "course", 1)
+    assert row["equal"] and row["gflop"] > 0
+
+
 def test_a_difference_is_seen(subject):
     make = dict(subject.cases(compile=False))["VAE decode"]
     case = make()

@@ -64,10 +64,10 @@ class Judge:
 
 
 @torch.no_grad()
-def pictures(pipe, prompts: list[str], seed: int = 0, batch: int = 64, tick: Callable[[float], None] = lambda done: None,
+def pictures(pipe, prompts: list[str], seed: int = 0, batch: int | None = None, tick: Callable[[float], None] = lambda done: None,
              **how) -> Tensor:
-    """(n,3,S,S) on the CPU."""
-    drawn = []
+    """(n,3,S,S) on the CPU; by default in batches that keep the device busy."""
+    drawn, batch = [], batch or (64 if pipe.device.type == "cpu" else 512)
     for i in range(0, len(prompts), batch):
         drawn.append(pipe.decode(pipe.latents(prompts[i: i + batch], seed=seed + i, **how)).cpu())
         tick(min(i + batch, len(prompts)) / len(prompts))
