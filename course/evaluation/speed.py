@@ -128,7 +128,7 @@ class Subject:
     def __init__(self, size: str, machine: Machine):
         self.size, self.machine = size, machine
         self.device, self.dtype = machine.device, getattr(torch, machine.dtype)
-        self.layout = "channels_last" if self.device.startswith("cuda") else "contiguous"       # of U-Nets, as pipeline.to chooses
+        self.layout = "channels_last" if self.device.startswith("cuda") else "contiguous"       # U-Nets, as pipeline.to has it
         if size == "course":
             self.pipe = StableDiffusion.load("scenes64")       # trained, so that the oracle can judge what is approximate
             self.unet, self.vae, self.text = self.pipe.unet, self.pipe.vae, self.pipe.text_encoder

@@ -75,15 +75,19 @@ def draw(path: Path, rows: list[dict]) -> None:
         for sampler, mark in marks.items():
             points = [r for r in rows if r["arm"] == arm and r["sampler"] == sampler]
             if points:
-                axis.plot([r["seconds"] for r in points], [r["fd"] for r in points], mark + "-", color=color, ms=5, lw=0.8,
+                axis.plot([1000 * r["seconds"] for r in points], [r["fd"] for r in points], mark + "-", color=color, ms=5, lw=0.8,
                           label=f"{arm}, {sampler}", alpha=0.9, markerfacecolor=color if sampler == "ddim" else "white")
                 if sampler == "ddim":
                     for r in points:
-                        axis.annotate(str(r["steps"]), (r["seconds"], r["fd"]), fontsize=7, xytext=(4, 3),
+                        axis.annotate(str(r["steps"]), (1000 * r["seconds"], r["fd"]), fontsize=7, xytext=(4, 3),
                                       textcoords="offset points")
     floor = next(r["fd"] for r in rows if r["arm"] not in MODELS)
     axis.axhline(floor, color=figures.FAINT, ls=":", label="the pictures themselves")
-    axis.set(xscale="log", yscale="log", xlabel="seconds a picture, decoding included", ylabel="FD-course")
+    axis.set(xscale="log", yscale="log", xlabel="milliseconds a picture, decoding included", ylabel="FD-course")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%g"))
+        scale.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
     axis.legend(fontsize=7.5, bbox_to_anchor=(1, 1), loc="upper left")
     figure.tight_layout()
     figures.write(plt, figure, path)
