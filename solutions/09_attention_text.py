@@ -44,7 +44,8 @@ LOOKS = {"quick": 2, "cpu": 32, "gpu": 128}[session.profile]    # pictures whose
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                     "axes.grid": True, "grid.alpha": 0.3,
+                     "axes.spines.top": False, "axes.spines.right": False})
 
 
 def normal(*shape, seed=0):
@@ -52,7 +53,7 @@ def normal(*shape, seed=0):
 
 
 def show_maps(picture, words, maps):
-    """A PIL picture, and (K,H,W) heat maps over it in grey; each is stretched from its least to its largest value."""
+    """A PIL picture, and (K,H,W) heat maps over it in grey, each stretched from its least to its largest."""
     figure, axes = plt.subplots(1, len(words) + 1, figsize=(8, 8 / (len(words) + 1) + 0.3))
     axes[0].imshow(picture)
     for axis, word, heat in zip(axes[1:], words, maps, strict=True):
@@ -150,7 +151,7 @@ for label, factor, color, mark in (("divided by root d", 1.0, BLUE, "o"), ("not 
     left.plot(dims, largest, color=color, marker=mark, label=label)
     print(f"{label:18s} largest of 16 weights, d = {dims}:", *[f"{w:.2f}" for w in largest])
 left.axhline(1 / 16, color=GREY, ls=":")
-left.set(xscale="log", xticks=dims, xticklabels=dims, xlabel="d", ylim=(0, 1.05), title="largest of 16 weights")
+left.set(xscale="log", xticks=dims, xticklabels=dims, xlabel="d", ylim=(0, 1), title="largest of 16 weights")
 left.minorticks_off()
 left.legend()
 q, k = normal(1, 1, 10, 8, seed=3), normal(1, 1, 10, 8, seed=4)
@@ -249,8 +250,8 @@ with torch.no_grad():
     said = shipped.encode_text([PROMPT])["context"].cpu()       # (1,32,128)
     shuffled = said[:, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
     own, other_order = mine(places, said), mine(places, shuffled)
-    print(f"a trained layer in your class: largest difference {float((own - theirs(places, said)).abs().max()):.0e}")
-    print(f"the same words in another order: largest difference {float((own - other_order).abs().max()):.0e}")
+    print(f"a trained layer in your class: largest difference {(own - theirs(places, said)).abs().max():.0e}")
+    print(f"the same words in another order: largest difference {(own - other_order).abs().max():.0e}")
 
 # %% [markdown]
 # The last line is a warning. A weighted sum does not know the order of what it sums: cross-attention reads a *set*. If
@@ -263,10 +264,9 @@ with torch.no_grad():
 # %%
 print(" width   Stable Diffusion 1.5: 8 heads of   the article: 8 heads of 64   cross-attention, parameters")
 for dim in (320, 640, 1280):
-    sizes = []
-    for dim_head in (dim // 8, 64):
-        with torch.device("meta"):
-            sizes.append(sum(p.numel() for p in CrossAttention(dim, 768, 8, dim_head).parameters()))
+    with torch.device("meta"):
+        both = [CrossAttention(dim, 768, 8, dim_head) for dim_head in (dim // 8, 64)]
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in both]
     print(f"{dim:6d} {dim // 8:34d} {'= 512 in all':>28s}   {sizes[0]:11,d} against {sizes[1]:9,d}")
 
 # %% [markdown]
@@ -418,7 +418,7 @@ asked = world.captions(range(PROMPTS), full=True)
 
 def scores(pictures, prompts):
     """The share of pictures that show what was asked, by the oracle."""
-    found = [oracle.heeds(r, captions.parse(p)) for r, p in zip(oracle.read(pictures.cpu()), prompts, strict=True)]
+    found = [oracle.heeds(r, captions.parse(p)) for r, p in zip(oracle.read(pictures), prompts, strict=True)]
     keys = ("count", "shape", "color", "place", "background", "all")
     return {key: sum(f[key] for f in found) / len(found) for key in keys}
 
@@ -438,12 +438,12 @@ drawn = {title: silenced(name) for title, name in (("complete", "nothing"), ("no
 print(f"{'right, of ' + str(PROMPTS):20s}", *[f"{key:>10s}" for key in scores(drawn["complete"], asked)])
 for title, pictures in drawn.items():
     print(f"{title:20s}", *[f"{share:10.0%}" for share in scores(pictures, asked).values()])
-figure, axes = plt.subplots(4, 6, figsize=(6.4, 4.5))
+figure, axes = plt.subplots(4, 6, figsize=(8, 4.7))
 for (title, pictures), row in zip(drawn.items(), axes, strict=True):
     for axis, picture in zip(row, pictures[torch.arange(6) % PROMPTS], strict=True):
         axis.imshow((picture.permute(1, 2, 0) + 1) / 2)
         axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        axis.spines[:].set(visible=True, color="#dddddd")
     row[0].set_ylabel(title.replace("no ", "no\n"), rotation=0, ha="right", va="center")
 plt.show()
 
@@ -581,7 +581,7 @@ axis.axhline(words_each, color=GREY, ls=":")
 axis.text(140, words_each + 2, "words", ha="right", color=GREY)
 axis.set(xlabel="merges", ylabel="tokens of a caption", ylim=(0, None))
 plt.show()
-print(f"after {len(trained.merges)} merges every word of the captions is one token; the first:",
+print(f"after {len(trained.merges)} merges every word of the captions is one token; the first:\n   ",
       *["".join(m).replace("</w>", "_") for m in trained.merges[:12]])
 for word in ("background", "rings", "turquoise", "원"):
     for n in (20, 140):
@@ -745,12 +745,12 @@ count = max(2, PROMPTS // 4)
 
 
 def colors_of(context):
-    """What colours `count` pictures of this context have, one thing each: how many are blue, red, something else."""
+    """Of `count` pictures of this context, one thing each: how many are blue, red, something else."""
     predict = {"context": context.expand(count, -1, -1)}
-    start = torch.cat([normal(1, *shipped.latent_shape(64, 64), seed=s) for s in range(count)]).to(session.device)
+    noise = torch.cat([normal(1, *shipped.latent_shape(64, 64), seed=s) for s in range(count)])
     with torch.no_grad():
-        z = samplers.ddim(lambda x, t: shipped.predict_eps(x, t, predict), start, shipped.schedule.timesteps(STEPS),
-                          schedule=shipped.schedule)
+        z = samplers.ddim(lambda x, t: shipped.predict_eps(x, t, predict), noise.to(session.device),
+                          shipped.schedule.timesteps(STEPS), schedule=shipped.schedule)
     found = [r.objects[0].color if r.objects else None for r in oracle.read(shipped.decode(z).cpu())]
     return [found.count("blue"), found.count("red"), count - found.count("blue") - found.count("red")]
 
@@ -779,8 +779,8 @@ exchanged, replaced = zip(*[captions.near_misses(line, i, 2) for i, line in enum
 
 
 def by_clip(lines):
-    ids, encoder = clip_tokens(list(lines)), clip.text_encoder
-    return pooled(encode_text(encoder.text_model, ids), ids, clip_tokens.end_id, encoder.text_projection.weight)
+    ids, net = clip_tokens(list(lines)), clip.text_encoder
+    return pooled(encode_text(net.text_model, ids), ids, clip_tokens.end_id, net.text_projection.weight)
 
 
 def by_bag(lines):
@@ -813,15 +813,15 @@ plt.show()
 # Six parts are yours now. Swapped into the library, they load the shipped weights and draw:
 
 # %%
-MINE = {"attention.attend": attend, "attention.CrossAttention": CrossAttention, "attention.FeedForward": FeedForward,
-        "attention.BasicTransformerBlock": BasicTransformerBlock, "tokenizer.Tokenizer": MyTokenizer,
-        "text.TextEncoder": MyTextEncoder}
+MINE = {"attention.attend": attend, "attention.CrossAttention": CrossAttention,
+        "attention.FeedForward": FeedForward, "attention.BasicTransformerBlock": BasicTransformerBlock,
+        "tokenizer.Tokenizer": MyTokenizer, "text.TextEncoder": MyTextEncoder}
 with parts.swapped(MINE):
     yours = StableDiffusion.load("scenes64").to(session.device)
 picture, maps = yours.attention_maps(PROMPT, WORDS, steps=STEPS, seed=9)
 show_maps(picture, WORDS, maps.cpu())
 pair = [pipe.decode(pipe.latents(PROMPT, steps=STEPS, seed=9)) for pipe in (shipped, yours)]
-print(f"largest difference to the library's picture: {127.5 * float((pair[0] - pair[1]).abs().max()):.2f} of 255")
+print(f"largest difference to the library's picture: {127.5 * (pair[0] - pair[1]).abs().max():.2f} of 255")
 
 # %% [markdown]
 # Same picture, same maps.
@@ -840,7 +840,7 @@ for i in range(LOOKS):
     n = len(shipped.tokenizer.encode(prompt))
     with heatmaps.recorded(shipped.unet, pictures=1) as maps:
         drawn = shipped.decode(shipped.latents(prompt, steps=STEPS, seed=i)).cpu()
-    everything = maps.of([[0], list(range(1, n + 1)), [n + 1], list(range(n + 2, 32))], 64, 64)[0].mean((1, 2)).cpu()
+    everything = maps.of([[0], [*range(1, n + 1)], [n + 1], [*range(n + 2, 32)]], 64, 64)[0].mean((1, 2)).cpu()
     spent.append(everything * torch.tensor([1, n, 1, 30 - n]))
     reading = oracle.read(drawn)[0]
     if not oracle.heeds(reading, captions.parse(prompt))["all"]:
@@ -850,8 +850,8 @@ for i in range(LOOKS):
         chance.append(3.14159 * thing.radius**2)
         for kind, word in (("shape", shape), ("color", color)):
             heat = maps.of([heatmaps.places_of(shipped.tokenizer, prompt, word)], 64, 64)[0, 0].cpu()
-            y, x = divmod(int(heat.argmax()), 64)
-            hits[kind].append(((x + 0.5) / 64 - thing.cx) ** 2 + ((y + 0.5) / 64 - thing.cy) ** 2 <= thing.radius**2)
+            y, x = ((place + 0.5) / 64 for place in divmod(int(heat.argmax()), 64))
+            hits[kind].append((x - thing.cx) ** 2 + (y - thing.cy) ** 2 <= thing.radius**2)
 print(f"pictures that came out right: {len(chance) // 2} of {LOOKS}")
 for kind, found in hits.items():
     print(f"the map of the {kind} is largest on its thing: {sum(found)} of {len(found)};",
