@@ -44,13 +44,14 @@ from course.training import flops
 session = begin(needs="0.1", seed=11)
 STEPS = {"quick": 2, "cpu": 20, "gpu": 50}[session.profile]     # of the sampler
 COUNT = {"quick": 2, "cpu": 24, "gpu": 256}[session.profile]    # prompts behind a rate
-HALF = {"quick": 1, "cpu": 12, "gpu": 64}[session.profile]      # pictures in half precision: slow without a GPU
+HALF = {"quick": 1, "cpu": 12, "gpu": 64}[session.profile]      # pictures in half precision: slow on a CPU
 SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]       # pictures in a row
 
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                     "axes.grid": True, "grid.alpha": 0.3, "image.interpolation": "nearest",
+                     "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def strip(rows, titles, labels=None, width=8.0):
@@ -61,9 +62,9 @@ def strip(rows, titles, labels=None, width=8.0):
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
-            axes[r, c].imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
-            axes[r, c].set(xticks=[], yticks=[], frame_on=False)
-            axes[r, c].set_title(titles[c] if r == 0 else "", fontsize=9)
+            axes[r, c].imshow((picture.permute(1, 2, 0) + 1) / 2)
+            axes[r, c].set(xticks=[], yticks=[], title=titles[c] if r == 0 else "")
+            axes[r, c].spines[:].set(visible=True, color="#dddddd")
         axes[r, 0].set_ylabel(labels[r] if labels else "", fontsize=9)
     plt.show()
 
@@ -80,14 +81,14 @@ PROMPT = "a large red star on the left on a sky background"
 
 
 def one_page(pipe, prompt):
-    ids = pipe.tokenizer([prompt])[0]                           # (N,)
+    ids, seen = pipe.tokenizer([prompt])[0], []                 # (N,)
     used = len(pipe.tokenizer.encode(prompt)) + 2
-    seen = []
     z0 = pipe.latents(prompt, steps=STEPS, seed=2, callback=lambda i, t, x, x0: seen.append(x0))
     context = pipe.encode_text([prompt])["context"][0]          # (N,D)
-    noise = torch.randn(pipe.latent_shape(64, 64), generator=torch.Generator().manual_seed(2))
+    shape = pipe.latent_shape(64, 64)                           # (C,h,w)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(2))
 
-    def colors(z):                                              # the three channels that vary most, as red, green, blue
+    def colors(z):                                              # the three channels that vary most, as colors
         chosen = z0[0].flatten(1).std(1).topk(3).indices.cpu()
         return (z[chosen] / 4 + 0.5).clamp(0, 1).permute(1, 2, 0)
 
@@ -96,20 +97,18 @@ def one_page(pipe, prompt):
         word = pipe.tokenizer.decode([i]).strip() or ("start" if row == 0 else "end")
         axes[0].text(0, row, f"{i:4d}  {word}", fontsize=7, va="center", family="monospace")
     axes[0].set(xlim=(0, 1), ylim=(used, -1))
-    axes[1].imshow(context[:used].cpu(), aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest")
+    axes[1].imshow(context[:used].cpu(), aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5)
     for axis, z in zip(axes[2:5], (noise, seen[len(seen) // 2][0].cpu(), z0[0].cpu()), strict=True):
-        axis.imshow(colors(z), interpolation="nearest")
-    axes[5].imshow((pipe.decode(z0)[0].permute(1, 2, 0).cpu() + 1) / 2, interpolation="nearest")
-    titles = [f"ids ({len(ids)})", f"context\n({len(ids)},{context.shape[1]})", f"noise\n{tuple(noise.shape)}",
-              "x0, half way", f"z_0\n{tuple(noise.shape)}", "picture\n(3, 64, 64)"]
-    million = [f"{number(part) / 1e6:.1f} million" for part in (pipe.text_encoder, pipe.unet, pipe.vae.decoder)]
-    below = ["tokenizer", f"text encoder\n{million[0]}", "a seed", f"U-Net, {2 * STEPS} times\n{million[1]}", "",
-             f"decoder\n{million[2]}"]
+        axis.imshow(colors(z))
+    axes[5].imshow((pipe.decode(z0)[0].permute(1, 2, 0).cpu() + 1) / 2)
+    titles = [f"first {used} of\n{len(ids)} ids", f"context\n{tuple(context.shape)}", f"noise\n{shape}",
+              "x0, half way", f"z_0\n{shape}", "picture\n(3, 64, 64)"]
+    million = [f"{number(p) / 1e6:.1f} million" for p in (pipe.text_encoder, pipe.unet, pipe.vae.decoder)]
+    below = ["tokenizer", f"text encoder\n{million[0]}", "a seed", f"U-Net, {2 * STEPS} times\n{million[1]}",
+             "", f"decoder\n{million[2]}"]
     for axis, title, text in zip(axes, titles, below, strict=True):
-        axis.set(xticks=[], yticks=[], frame_on=False)
-        axis.set_title(title, fontsize=9)
+        axis.set(xticks=[], yticks=[], frame_on=False, title=title)
         axis.set_xlabel(text, fontsize=8)
-        axis.grid(False)
     plt.show()
 
 
@@ -160,7 +159,7 @@ def count_blocks(in_channels, out_channels, time_dim, context_dim, depth=1):
         return kernel**2 * i * o + o * bias
 
     i, o = in_channels, out_channels
-    residual = 2 * i + layer(i, o, 3) + layer(time_dim, o) + 2 * o + layer(o, o, 3) + (layer(i, o) if i != o else 0)
+    residual = 2 * i + layer(i, o, 3) + layer(time_dim, o) + 2 * o + layer(o, o, 3) + (i != o) * layer(i, o)
     itself = 3 * layer(o, o, bias=False) + layer(o, o)
     text = layer(o, o, bias=False) + 2 * layer(context_dim, o, bias=False) + layer(o, o)
     block = 3 * 2 * o + itself + text + layer(o, 8 * o) + layer(4 * o, o)
@@ -246,19 +245,19 @@ count_blocks = use("unet.count_blocks", count_blocks)
 count_unet = use("unet.count_unet", count_unet)
 with torch.device("meta"):                                      # shapes without memory
     built = {name: presets.build(name) for name in ("sd15", "clip-l", "vae-sd")}
-    words = torch.empty(1, 77, 768)
-    one_pass = flops.forward(built["sd15"], torch.empty(1, 4, 64, 64), torch.zeros(1), words)
+    net, words = built["sd15"], torch.empty(1, 77, 768)
+    one_pass = flops.forward(net, torch.empty(1, 4, 64, 64), torch.zeros(1), words)
     decoding = flops.forward(built["vae-sd"].decoder, torch.empty(1, 4, 64, 64))
 print(f"U-Net by your formula        {count_unet(presets.UNETS['sd15']):13,d}")
-print(f"U-Net, built on meta         {number(built['sd15']):13,d} in {len(built['sd15'].state_dict())} tensors")
+print(f"U-Net, built on meta         {number(net):13,d} in {len(net.state_dict())} tensors")
 print(f"  to inpaint, 9 channels     {count_unet(presets.UNETS['sd15-inpaint']):13,d}")
-print(f"text encoder, CLIP ViT-L/14  {number(built['clip-l']):13,d}; autoencoder {number(built['vae-sd']):,d};",
-      f"together {sum(map(number, built.values())):,d}")
+print(f"text encoder, CLIP ViT-L/14  {number(built['clip-l']):13,d};",
+      f"autoencoder {number(built['vae-sd']):,d}; together {sum(map(number, built.values())):,d}")
 print(f"scenes64's U-Net             {count_unet(pipe.config.unet):13,d}, by its file {number(pipe.unet):,d}")
 print(f"operations: one pass {one_pass / 1e12:.2f} TFLOPs, decoder {decoding / 1e12:.2f} TFLOPs;",
       f"a picture of 50 guided steps {(100 * one_pass + decoding) / 1e12:.0f} TFLOPs")
 
-net, sides = built["sd15"], [64, 32, 16, 8, 8, 8, 16, 32, 64]
+sides = [64, 32, 16, 8, 8, 8, 16, 32, 64]
 groups = [*net.down_blocks, net.mid_block, *net.up_blocks]
 names = [*(f"down {i}" for i in range(4)), "middle", *(f"up {i}" for i in range(4))]
 kinds = {"resnets": (BLUE, "residual blocks"), "attentions": (ORANGE, "transformers"),
@@ -266,12 +265,11 @@ kinds = {"resnets": (BLUE, "residual blocks"), "attentions": (ORANGE, "transform
 figure, axis = plt.subplots(figsize=(8, 2.9))
 left = torch.zeros(9)
 for kind, (color, title) in kinds.items():
-    millions = torch.tensor([number(m) / 1e6 if (m := getattr(g, kind, None)) is not None else 0.0 for g in groups])
+    millions = torch.tensor([number(getattr(g, kind, None) or torch.nn.Identity()) / 1e6 for g in groups])
     axis.barh(range(9), millions, left=left, color=color, label=title)
     left += millions
-axis.set_yticks(range(9), [f"{name}, {side} × {side}" for name, side in zip(names, sides, strict=True)], fontsize=8)
-axis.invert_yaxis()
-axis.set(xlabel="million parameters")
+axis.set_yticks(range(9), [f"{n}, {s} × {s}" for n, s in zip(names, sides, strict=True)], fontsize=8)
+axis.set(xlabel="million parameters", ylim=(8.6, -0.6))         # the first level on top
 axis.legend()
 plt.show()
 
@@ -360,7 +358,8 @@ def text_to_image(pipe, prompts, seeds, negative="", steps=20, scale=7.5):
     cond = pipe.text_encoder(pipe.tokenizer(list(prompts)).to(device))  # (B,N,D)
     uncond = pipe.text_encoder(pipe.tokenizer([negative] * len(prompts)).to(device))
     shape = pipe.latent_shape(c.image_size, c.image_size)       # (C,h,w)
-    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    x = torch.stack(noise).to(device)                           # (B,C,h,w)
     timesteps = pipe.schedule.timesteps(steps, c.spacing, c.offset)
     denoiser = guided_denoiser(pipe.unet, cond, uncond, scale, pipe.schedule, c.predict)
     z0 = samplers.ddim(denoiser, x, timesteps, schedule=pipe.schedule)  # (B,C,h,w)
@@ -391,11 +390,16 @@ prompts = [PROMPT, "a small blue ring in the center on a cream background",
            "a large black circle left of a small red square on a white background",
            "a small purple star above a large brown ring on a pink background",
            "a small red cross below a large blue triangle on a mint background"][:SHOWN]
+
+
+def named(reading):
+    return ", ".join(" ".join(w or "?" for w in (o.size, o.color, o.shape)) for o in reading.objects)
+
+
 mine = text_to_image(pipe, prompts, range(SHOWN), steps=STEPS, scale=W)
 strip([mine], range(1, SHOWN + 1), width=7)
 for i, (prompt, reading) in enumerate(zip(prompts, oracle.read(mine.cpu()), strict=True), 1):
-    print(f"{i}. {prompt}\n   read:", ", ".join(" ".join(w or "?" for w in (o.size, o.color, o.shape)) for o in reading.objects),
-          "on", reading.background)
+    print(f"{i}. {prompt}\n   read: {named(reading)} on {reading.background}")
 library = pipe.decode(pipe.latents(prompts, steps=STEPS, seed=0))
 alone = text_to_image(pipe, prompts[-1:], [SHOWN - 1], steps=STEPS, scale=W)
 print(f"from the library's pipeline it differs by at most {float((mine - library).abs().max()):.1e}")
@@ -407,9 +411,9 @@ print(f"the last picture, alone instead of in the batch:  {float((mine[-1:] - al
 # %%
 free = ["a large brown square above a small purple ring on a gray background"]
 runs = [text_to_image(pipe, free, [int(torch.randint(2**31, ()))], steps=STEPS, scale=W) for _ in range(2)]
-as_returned = runs[1].clamp(min=0) * 2 - 1                      # a viewer that expects 0 ... 1 cuts off what is below 0
+as_returned = runs[1].clamp(min=0) * 2 - 1                      # a viewer of 0 ... 1 cuts off what is below 0
 strip([torch.cat([*runs, as_returned])], ["run 1", "run 2", "run 2, [-1, 1]\nshown as [0, 1]"], width=3.6)
-print(f"run 1 and run 2 differ by {float((runs[0] - runs[1]).pow(2).mean().sqrt()):.2f} (rms, of a range of 2)")
+print(f"the two runs differ by {float((runs[0] - runs[1]).pow(2).mean().sqrt()):.2f} (rms, of a range of 2)")
 print(f"of the values of run 2 {float((runs[1] < 0).float().mean()):.0%} lie below 0")
 
 # %% [markdown]
@@ -464,13 +468,13 @@ start_from_image = use("pipeline.start_from_image", start_from_image)
 
 @torch.no_grad()
 def edit(pipe, image, prompts, seed=0, strength=1.0, keep=None, scale=W):
-    """Pictures (B,3,H,W) that begin at `image` (1,3,H,W), one a prompt; where `keep` (1,1,h,w) is 1 it stays."""
+    """Pictures (B,3,H,W) from `image` (1,3,H,W), one a prompt; it stays where `keep` (1,1,h,w) is 1."""
     known = pipe.encode_image(image.to(pipe.device)).expand(len(prompts), -1, -1, -1)
-    noise = torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed)).to(known).expand_as(known)
+    noise = torch.randn(known.shape[1:], generator=torch.Generator().manual_seed(seed)).to(known)
     cond, uncond = (pipe.encode_text(list(texts))["context"] for texts in (prompts, [""] * len(prompts)))
     denoiser = guided_denoiser(pipe.unet, cond, uncond, scale, pipe.schedule, pipe.config.predict)
     timesteps = pipe.schedule.timesteps(STEPS, pipe.config.spacing, pipe.config.offset)
-    x, left = start_from_image(known, noise, timesteps, strength, pipe.schedule)
+    x, left = start_from_image(known, noise.expand_as(known), timesteps, strength, pipe.schedule)
     if keep is not None:
         denoiser = keep_known(denoiser, known, keep, pipe.schedule)
     return pipe.decode(samplers.ddim(denoiser, x, left, schedule=pipe.schedule))
@@ -481,11 +485,13 @@ image, caption = source["image"][None], source["caption"]       # (1,3,64,64)
 wish = "a large green star on a sky background"
 strengths = [0.2, 0.4, 0.6, 0.7, 0.8, 1.0][:SHOWN]
 texts = {"own caption": caption, "red → green": caption.replace("red", "green"), "another": wish}
-rows = {name: torch.cat([edit(pipe, image, [text], 3, s) for s in strengths]).cpu() for name, text in texts.items()}
-strip([torch.cat([image, row]) for row in rows.values()], ["given", *[f"strength {s}" for s in strengths]], list(rows))
-print(f"given:   {caption}\nanother: {wish}")
+rows = {name: torch.cat([image, *[edit(pipe, image, [text], 3, s).cpu() for s in strengths]])
+        for name, text in texts.items()}
+strip(rows.values(), ["given", *[f"strength {s}" for s in strengths]], list(rows))
+print(f"given:   {caption}\nanother: {wish}\nPSNR to the picture given, in dB, by strength:\n{'':12s}",
+      *[f"{s:5.1f}" for s in strengths])
 for name, row in rows.items():
-    print(f"{name:12s} PSNR to the picture given, in dB:", "  ".join(f"{float(psnr(image, p[None])):4.1f}" for p in row))
+    print(f"{name:12s}", *[f"{decibel:5.1f}" for decibel in psnr(image, row[1:]).tolist()])
 
 # %% [markdown]
 # Told its own caption, the picture survives to 0.6; from 0.7 on the small square is drawn elsewhere. One exchanged word
@@ -539,22 +545,21 @@ check("pipeline.keep_known", keep_known)
 
 # %%
 keep_known = use("pipeline.keep_known", keep_known)
-hole = torch.zeros(1, 1, 64, 64)
-hole[..., 6:58, 0:40] = 1                                       # where the square is, and around it
-keep = 1 - F.max_pool2d(hole, 8)                                # (1,1,8,8): a cell that the hole touches may change
+hole = F.pad(torch.ones(1, 1, 52, 40), (0, 24, 6, 6))           # (1,1,64,64): the square, and around it
+keep = 1 - F.max_pool2d(hole, 8)                                # (1,1,8,8): 0 in cells that the hole touches
 scene = Scene((Object("square", "blue", "large", "plain", "left", 0.28, 0.5, 0.2),
                Object("ring", "red", "small", "plain", "right", 0.76, 0.5, 0.13)), "cream")
 base = 2 * draw([scene], 64) - 1                                # (1,3,64,64)
-things = ["large orange star", "large green triangle", "large black circle", "large purple cross", "large brown ring"][:SHOWN - 1]
-asked = [f"a {thing} left of a small red ring on a cream background" for thing in things]
+things = ["orange star", "green triangle", "black circle", "purple cross", "brown ring"][:SHOWN - 1]
+asked = [f"a large {thing} left of a small red ring on a cream background" for thing in things]
 filled = torch.cat([edit(pipe, base, [text], seed=1, keep=keep.to(pipe.device)) for text in asked]).cpu()
 gray = torch.where(F.interpolate(keep, (64, 64)) == 1, base, 0.4)
-strip([torch.cat([base, gray, filled])], ["given", "may change", *[thing.replace(" ", "\n", 1) for thing in things]], width=7)
+strip([torch.cat([base, gray, filled])], ["given", "may change", *[f"large\n{t}" for t in things]], width=7)
 for thing, reading in zip(things, oracle.read(filled), strict=True):
-    print(f"asked: {thing:20s} read:", ", ".join(" ".join(w or "?" for w in (o.size, o.color, o.shape)) for o in reading.objects))
+    print(f"asked: large {thing:14s} read: {named(reading)}")
 rebuilt = pipe.decode(pipe.encode_image(base.to(pipe.device))).cpu()
-change = (filled - rebuilt).abs().amax((0, 1))                  # (64,64): from what the autoencoder alone gives back
-print(f"largest change inside the hole {change[:, :40].amax():.2f}; to its right, by distance in pixels:",
+change = (filled - rebuilt).abs().amax((0, 1))                  # (64,64): not what the autoencoder changes
+print(f"largest change inside the hole {change[:, :40].amax():.2f};\nto its right, by distance in pixels:",
       ", ".join(f"{d}: {change[:, 39 + d].amax():.2f}" for d in (1, 2, 4, 8, 16)))
 
 # %% [markdown]
@@ -633,16 +638,16 @@ def theirs(name, **shape):
     else:
         cut = next(n for n in (1, 2, 3) if ".".join(pieces[:n]) in ENDS)
         head, rest = ENDS[".".join(pieces[:cut])], pieces[cut:]
-    if "resnets" in pieces:                                     # norm1, conv1 ... -> in_layers.0, in_layers.2 ...
+    if "resnets" in pieces:                                     # norm1, conv1 -> in_layers.0, in_layers.2
         rest = [compvis.RESNET.get(p, p) for p in rest]
     return "model.diffusion_model." + ".".join([head, *rest])
 
 
 names = {name: theirs(name) for name in built["sd15"].state_dict()}
 agree = sum(compvis.unet_name(ours, 2, [False, True, True, True]) in other for ours, other in names.items())
-print(f"{len(set(names.values()))} different names for {len(names)} tensors of SD 1.5; {agree} as the library translates them")
+print(f"{len(set(names.values()))} different names for {len(names)} tensors; {agree} as the library has them")
 for name in list(names)[40:640:100]:
-    print(f"  {name:66s} {names[name][len('model.diffusion_model.'):]}")
+    print(f"{name}\n    {names[name].removeprefix('model.diffusion_model.')}")
 
 # %% [markdown]
 # A map is proved by a file. Write the weights of `scenes64` under CompVis' names, and let the library's loader for released
@@ -656,7 +661,7 @@ with tempfile.TemporaryDirectory() as folder:
     tensors, _ = files.load_tensors(path)
     again = presets.build("scenes64")
     files.load_into(again, compvis.unet(tensors, again), "model.safetensors")
-came_back = all(torch.equal(again.state_dict()[name], tensor.cpu()) for name, tensor in pipe.unet.state_dict().items())
+came_back = all(torch.equal(again.state_dict()[n], t.cpu()) for n, t in pipe.unet.state_dict().items())
 print("every tensor came back to its place:", came_back)
 
 # %% [markdown]
@@ -664,7 +669,8 @@ print("every tensor came back to its place:", came_back)
 # one. Here are five such details, put into `scenes64` by swapping one part each; the weights are the same in all:
 
 # %%
-norm, waves, attend, heads = layers.group_norm, layers.timestep_embedding, attention.attend, attention.CrossAttention
+norm, waves = layers.group_norm, layers.timestep_embedding
+attend, heads = attention.attend, attention.CrossAttention
 
 
 class GateFirst(attention.GEGLU):
@@ -676,8 +682,8 @@ class GateFirst(attention.GEGLU):
 TRAPS = {
     "as it is": {},
     "epsilon 1e-5\nfor 1e-6": {"layers.group_norm": lambda channels, eps: norm(channels, max(eps, 1e-5))},
-    "text looks\nahead": {"attention.attend": lambda q, k, v, fused=True, causal=False: attend(q, k, v, fused)},
-    "heads: 96 wide,\nnot 32": {"attention.CrossAttention": lambda dim, context, h, d: heads(dim, context, 1, h * d)},
+    "text looks\nahead": {"attention.attend": lambda q, k, v, causal=False, **how: attend(q, k, v, **how)},
+    "heads: 96 wide,\nnot 32": {"attention.CrossAttention": lambda dim, c, h, d: heads(dim, c, 1, h * d)},
     "gate before\nvalue": {"attention.GEGLU": GateFirst},
     "sine before\ncosine": {"layers.timestep_embedding": lambda t, dim: waves(t, dim).roll(dim // 2, dims=-1)},
 }
@@ -691,7 +697,7 @@ def drawn(model, texts):
 
 def right(images):
     """Of pictures of `said`, or of the first of them: how many show every word?"""
-    return sum(oracle.score(reading, scene)["all"] for reading, scene in zip(oracle.read(images), scenes, strict=False))
+    return sum(oracle.score(r, s)["all"] for r, s in zip(oracle.read(images), scenes, strict=False))
 
 
 first, rows = drawn(pipe, prompts), []
@@ -730,7 +736,7 @@ def beside_diffusers():
 if session.profile == "quick":
     print("the profile `quick` leaves this comparison out: importing diffusers takes longer than the chapter")
 elif missing := [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]:
-    print(f"{' and '.join(missing)} not installed: nothing to compare with. pip install -e '.[bench]' brings it")
+    print(f"{' and '.join(missing)} not installed: nothing to compare. pip install -e '.[bench]' brings it")
 else:
     reference, yours = beside_diffusers()
     difference = float((reference - yours).abs().max())
@@ -744,8 +750,10 @@ else:
 # *its* weights:
 #
 # ```
-# export COURSE_RELEASED=/path/to/stable-diffusion-v1-5          # the folder as diffusers saved it, or the one .safetensors
-# export COURSE_TOKENIZER=/path/to/tokenizer                     # only for a single file, which has no vocabulary
+# # the folder as diffusers saved it, or the one .safetensors:
+# export COURSE_RELEASED=/path/to/stable-diffusion-v1-5
+# # only for a single file, which has no vocabulary:
+# export COURSE_TOKENIZER=/path/to/tokenizer
 # ```
 #
 # It has to be an SD 1.x or 2.x (SDXL is chapter 15). Nothing is downloaded here: accept the licence yourself. In
@@ -760,10 +768,9 @@ else:
     print("COURSE_RELEASED names no model (or the profile is quick): the same lines run on the shipped one")
     big, wanted = pipe, ["a large orange ring on a gray background"]
 total, c = sum(map(number, big.modules().values())), big.config
-print(f"{big.origin.split(',')[0]}: {total:,d} parameters, pictures of {c.image_size} pixels,",
+print(f"{big.origin.split(',')[0]}: {total:,d} parameters, pictures of {c.image_size} pixels,\n   ",
       f"predicts {c.predict}, {c.spacing} steps, offset {c.offset}, guidance {c.guidance_scale}")
-picture = text_to_image(big, wanted, [1], steps=STEPS, scale=big.config.guidance_scale)
-strip([picture], wanted, width=2.6)
+strip([text_to_image(big, wanted, [1], steps=STEPS, scale=c.guidance_scale)], wanted, width=2.6)
 
 # %% [markdown]
 # One more trap: CompVis' sampler takes the levels `range(0, 1000, 1000 // S)`: 31 of them for S = 30.
@@ -793,7 +800,8 @@ def survey(tensors, dtype):
     y = x.to(dtype).double()
     there = torch.isfinite(y)
     return {"bytes": len(x) * dtype.itemsize, "overflowed": int((~there).sum()),
-            "vanished": int(((y == 0) & (x != 0)).sum()), "relative": float((y - x)[there].norm() / x[there].norm())}
+            "vanished": int(((y == 0) & (x != 0)).sum()),
+            "relative": float((y - x)[there].norm() / x[there].norm())}
     ### END SOLUTION
 
 
@@ -814,7 +822,6 @@ check("weights.survey", survey)
 # %%
 survey = use("weights.survey", survey)
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-SMALL = list(NAMES)[1:]
 
 
 def outputs_of(model, texts):
@@ -830,9 +837,9 @@ def outputs_of(model, texts):
 
 said_inside = outputs_of(pipe, prompts[:1])
 trained = [p.detach().cpu() for module in pipe.modules().values() for p in module.parameters()]
-print(f"the largest value inside: {max(float(t.abs().max()) for t in said_inside):.0f}; float16 ends at 65,504")
+print(f"the largest value inside: {max(t.abs().max() for t in said_inside):.0f}; float16 ends at 65,504")
 for what, tensors in (("weights", trained), ("what the layers say", said_inside)):
-    for dtype in SMALL:
+    for dtype in (torch.float16, torch.bfloat16):
         lost = survey(tensors, dtype)
         print(f"{what:20s} {NAMES[dtype]:9s}", "".join(f"{name} {lost[name]:<10.3g}" for name in lost))
 
