@@ -140,7 +140,7 @@ numbers[:, 2] = tops                                            # only `top` cha
 whole = size_embedding(numbers, 32)                             # (65,192)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), width_ratios=(2, 1))
 left.imshow(whole.T, aspect="auto", cmap="RdBu_r", extent=(0, 64, 192, 0), interpolation="nearest")
-left.hlines(range(32, 192, 32), 0, 64, color="black", lw=2)     # one number ends, the next begins
+left.hlines(range(32, 192, 32), 0, 64, color=GREEN, lw=3)       # one number ends, the next begins
 left.set(xlabel="top", yticks=range(16, 192, 32), title="e(c), dim 32 for each number")
 left.set_yticklabels(["orig. h", "orig. w", "top", "left", "target h", "target w"])
 left.grid(False)
