@@ -45,7 +45,8 @@ SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]  # pictures in a row
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                     "axes.grid": True, "grid.alpha": 0.3,
+                     "axes.spines.top": False, "axes.spines.right": False})
 
 
 def strip(rows, titles, labels=None, width=8.0):
@@ -58,7 +59,7 @@ def strip(rows, titles, labels=None, width=8.0):
         for c, picture in enumerate(row):
             axes[r, c].imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
             axes[r, c].set(xticks=[], yticks=[], title=titles[c] if r == 0 else "")
-            axes[r, c].spines[:].set_visible(False)
+            axes[r, c].spines[:].set(visible=True, color="#dddddd")
         if labels:
             axes[r, 0].set_ylabel(labels[r])
     plt.show()
@@ -90,7 +91,7 @@ def draw(control=None, count=TESTED):
 without = draw()
 steered = draw(Control(shipped, edges))
 rows = [2 * edges[:SHOWN].cpu() - 1, without[:SHOWN], steered[:SHOWN]]
-strip(rows, range(1, SHOWN + 1), ["control", "without", "with"], width=6)
+strip(rows, range(1, SHOWN + 1), ["control", "without", "with"], width=6.6)
 for number, prompt in enumerate(prompts[:SHOWN], start=1):
     print(f"{number}. {prompt}")
 
@@ -112,7 +113,8 @@ def arrow(start, end, color=GREY):
     axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": color, "lw": 1.4})
 
 
-for row, (down, up) in enumerate((("conv_in", "up 3"), ("down 1", "up 2"), ("down 2", "up 1"), ("middle", None))):
+levels = (("conv_in", "up 3"), ("down 1", "up 2"), ("down 2", "up 1"), ("middle", None))
+for row, (down, up) in enumerate(levels):
     y, line = 2.7 - 0.9 * row, 2.96 - 0.9 * row                 # bottom and middle of a box
     box(0, y, down, GREY)
     box(5.4, y, "zero conv", ORANGE, 1.4)
@@ -219,7 +221,7 @@ plt.show()
 # %%
 small = F.interpolate(F.avg_pool2d(edges[:1], 8), scale_factor=8.0)
 strip([torch.cat([2 * edges[:1] - 1, 2 * small - 1]).cpu()], ["edges, 64 × 64", "their 8 × 8 averages"],
-      width=3.6)
+      width=5)
 
 # %% [markdown]
 # So a small network of strided convolutions, the *hint network*, is trained along, and may put into its channels where in
@@ -246,7 +248,7 @@ class HintNet(nn.Module):
         ### BEGIN SOLUTION
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for a, b in zip(channels, channels[1:]):  # noqa: B905
+        for a, b in zip(channels[:-1], channels[1:], strict=True):
             self.blocks.append(nn.Conv2d(a, a, 3, padding=1))
             self.blocks.append(nn.Conv2d(a, b, 3, padding=1, stride=2))
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
@@ -267,7 +269,7 @@ class HintNet(nn.Module):
 check("controlnet.HintNet", HintNet)
 
 # %% [markdown] exercise="controlnet.HintNet" role="hint"
-# `zip(channels, channels[1:])` goes through the steps from one width to the next.
+# `zip(channels[:-1], channels[1:])` goes through the steps from one width to the next.
 #
 # ---
 #
@@ -461,7 +463,7 @@ class MyControlNet(controlnet.ControlNet):
 
 # %%
 def fresh(gaussian=False):
-    """A new ControlNet for the pipeline; with `gaussian` its zero convolutions start from N(0, 1/fan_in) instead."""
+    """A new ControlNet for the pipeline; with `gaussian` its zero convolutions start from N(0, 1/fan_in)."""
     torch.manual_seed(0)
     with parts.swapped({"controlnet.ControlNet": MyControlNet}):
         net = controlnet.ControlNet.from_unet(pipe.unet, (16, 32, 64, 96))
@@ -473,7 +475,7 @@ def fresh(gaussian=False):
 
 nets = {"zero": fresh(), "Gaussian": fresh(gaussian=True)}
 new = {name: draw(Control(net, edges[:SHOWN]), SHOWN) for name, net in nets.items()}
-strip([without[:SHOWN], *new.values()], [""] * SHOWN, ["without", *new], width=4.6)
+strip([without[:SHOWN], *new.values()], [""] * SHOWN, ["without", *new], width=6.6)
 few = draw(count=SHOWN)
 for name, pictures in new.items():
     print(f"{name:9s} untrained: pictures differ from those without by up to "
@@ -563,7 +565,7 @@ def unseen_loss(net=None):
 
 
 def batches(steps, seed=1):
-    """(z_0, text, edges) of random scenes; the text is left out half of the time, so that the hint must be read."""
+    """(z_0, text, edges) of random scenes; half of the time without text, so that the hint must be read."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         chosen = torch.randint(COUNT, (BATCH,), generator=generator)
@@ -623,6 +625,8 @@ for (name, curve), (color, line) in zip(curves.items(), ((BLUE, "-o"), (RED, "--
 axis.axhline(alone, color=GREY, ls=":", label="without control")
 axis.axhline(best, color=GREEN, ls="-.", label="scenes64-edges, 2,396 steps")
 axis.set(xlabel="training step", ylabel="loss on unseen scenes", yscale="log")
+axis.set_yticks([0.15, 0.2, 0.3, 0.4, 0.5, 0.7], labels=["0.15", "0.2", "0.3", "0.4", "0.5", "0.7"])
+axis.set_yticks([], minor=True)
 axis.legend(fontsize=9)
 plt.show()
 print(f"without control {alone:.4f}, shipped {best:.4f}",
@@ -707,7 +711,7 @@ for name, pictures in results.items():
     print(f"{name:34s} {edge_f(pictures):6.3f}   {oracle.rates(pictures, scenes)['all']:16.0%}")
 rows = [2 * edges[:SHOWN].cpu() - 1, *(results[f"yours, {name} at the start"][:SHOWN] for name in nets),
         steered[:SHOWN]]
-strip(rows, [""] * SHOWN, ["control", "zero", "Gaussian", "shipped"], width=4.6)
+strip(rows, [""] * SHOWN, ["control", "zero", "Gaussian", "shipped"], width=6.6)
 
 # %% [markdown]
 # An untrained eye needs no table: without control the edges agree by chance, and after minutes of training most of them are
@@ -772,7 +776,7 @@ wanted_edges = world.controls(pairs)["edges"][:, 0] > 0.99
 drawn = {name: of_pairs(control) for name, control in tries.items()}
 for name, pictures in drawn.items():
     print(f"{name:16s} F {float(f_score(hints.edges(pictures), wanted_edges).mean()):.3f}")
-strip([2 * both.cpu() - 1, *drawn.values()], [""] * SHOWN, ["control", "one", "two", "0.5 each"], width=4.6)
+strip([2 * both.cpu() - 1, *drawn.values()], [""] * SHOWN, ["control", "one", "two", "0.5 each"], width=6.6)
 
 # %% [markdown]
 # Two halves at full weight lay the edges nearly as well as one whole, but look: backgrounds change, colours grow pale. Each

@@ -38,18 +38,19 @@ from course.pipeline import StableDiffusion
 
 session = begin(needs="0.1", seed=14)
 COUNT = {"quick": 8, "cpu": 512, "gpu": 2048}[session.profile]  # pictures to train on, of each kind
-FULL = {"quick": 2, "cpu": 80, "gpu": 500}[session.profile]    # steps of full fine-tuning
+FULL = {"quick": 2, "cpu": 80, "gpu": 500}[session.profile]     # steps of full fine-tuning
 STEPS = {"quick": 2, "cpu": 100, "gpu": 900}[session.profile]   # steps of each LoRA
 BATCH = {"quick": 3, "cpu": 16, "gpu": 16}[session.profile]
 ASKED = {"quick": 2, "cpu": 16, "gpu": 128}[session.profile]    # unseen prompts of each kind
 DRAWN = {"quick": 2, "cpu": 12, "gpu": 25}[session.profile]     # steps of the sampler
-SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]  # pictures in a row
+SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]       # pictures in a row
 ROUNDS = {"quick": 1, "cpu": 9, "gpu": 25}[session.profile]     # of timing
 
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                     "axes.grid": True, "grid.alpha": 0.3,
+                     "axes.spines.top": False, "axes.spines.right": False})
 
 
 def strip(rows, titles, labels=None, width=8.0):
@@ -62,7 +63,7 @@ def strip(rows, titles, labels=None, width=8.0):
         for c, picture in enumerate(row):
             axes[r, c].imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
             axes[r, c].set(xticks=[], yticks=[], title=titles[c] if r == 0 else "")
-            axes[r, c].spines[:].set_visible(False)
+            axes[r, c].spines[:].set(visible=True, color="#dddddd")
         if labels:
             axes[r, 0].set_ylabel(labels[r])
     plt.show()
@@ -103,7 +104,7 @@ base = StableDiffusion.load("scenes64").to(session.device)
 shipped = StableDiffusion.load("scenes64").to(session.device)
 adapted.add(shipped, "scenes64-heart", "heart")
 before, after, old = hearts.draw(base), hearts.draw(shipped), known.draw(shipped)
-strip([before[:SHOWN], after[:SHOWN], old[:SHOWN]], [""] * SHOWN, ["without", "with", "old prompts"], width=5)
+strip([before[:SHOWN], after[:SHOWN], old[:SHOWN]], [""] * SHOWN, ["without", "with", "old"], width=6.6)
 print(f"hearts right: {hearts.right(before):.0%} without, {hearts.right(after):.0%} with;",
       f"old prompts right: {known.right(known.draw(base)):.0%} without, {known.right(old):.0%} with")
 
@@ -144,7 +145,7 @@ def train(pipe, parameters, new, steps, lr, title):
         for group in optimizer.param_groups:                    # warm up, then fall to 0
             group["lr"] = lr * min(1, (step + 1) / 20) * (1 - step / steps)
         picks = [torch.randint(COUNT, (n,), generator=generator) for n in (BATCH - few, few)]
-        z0, ids = (torch.cat([data[k][chosen] for data, chosen in zip((new, past), picks, strict=True)]) for k in (0, 1))
+        z0, ids = (torch.cat([new[k][picks[0]], past[k][picks[1]]]) for k in (0, 1))
         ids[torch.rand(BATCH, generator=generator) < 0.1] = pipe.tokenizer("")[0].to(ids)
         loss = velocity_loss(pipe, z0, ids, generator)
         optimizer.zero_grad()
@@ -160,7 +161,8 @@ full = StableDiffusion.load("scenes64").to(session.device)
 everything = [p for part in (full.unet, full.text_encoder) for p in part.parameters()]
 train(full, everything, of_hearts, FULL, 1e-3, "all weights")
 weights, moved = base.unet.state_dict(), full.unet.state_dict()
-updates = {name: (moved[name] - W).flatten(1) for name, W in weights.items() if W.ndim > 1}  # (out,in), (out,in*9)
+matrices = {name: W for name, W in weights.items() if W.ndim > 1}
+updates = {name: (moved[name] - W).flatten(1) for name, W in matrices.items()}  # (out,in) or (out,in*9)
 print(f"{sum(p.numel() for p in everything):,} weights moved; {len(updates)} matrices of the U-Net among them")
 
 # %% [markdown]
@@ -218,8 +220,8 @@ noise = {name: torch.randn(d.shape, generator=torch.Generator().manual_seed(0)) 
 kinds = {"the update": updates, "the weights themselves": {n: weights[n].flatten(1) for n in updates},
          "random numbers": noise}
 figure, axis = plt.subplots(figsize=(6.5, 3))
-for (name, matrices), color, line in zip(kinds.items(), (BLUE, ORANGE, GREY), ("-o", "--s", ":^"), strict=True):
-    wide = torch.stack([held(m)[:MOST] for m in matrices.values() if min(m.shape) >= MOST])  # (layers,MOST)
+for (name, some), color, line in zip(kinds.items(), (BLUE, ORANGE, GREY), ("-o", "--s", ":^"), strict=True):
+    wide = torch.stack([held(m)[:MOST] for m in some.values() if min(m.shape) >= MOST])   # (layers,MOST)
     axis.plot(range(1, MOST + 1), wide.mean(0), line, ms=3, color=color, label=name)
     print(f"{name:24s}", ", ".join(f"rank {r} holds {wide[:, r - 1].mean():.0%}" for r in (1, 4, 16)))
 axis.set(xlabel="rank", ylabel="share of the squared norm", ylim=(0, 1.02))
@@ -233,7 +235,7 @@ plt.show()
 
 # %%
 def with_update(rank=None):
-    """The base, moved by the U-Net's update, whole or cut to `rank`; if it is cut, vectors stay as they were."""
+    """The base, moved by the U-Net's update, whole or cut to `rank`; where it is cut, vectors stay."""
     pipe = StableDiffusion.load("scenes64").to(session.device)
     pipe.text_encoder.load_state_dict(full.text_encoder.state_dict())
     new = dict(moved if rank is None else weights)
@@ -248,7 +250,7 @@ cuts = {"rank 1": 1, "rank 4": 4, "rank 16": 16, "whole": None}
 drawn = {name: hearts.draw(with_update(rank)) for name, rank in cuts.items()}
 for name, pictures in drawn.items():
     print(f"U-Net's update, {name:8s} hearts right: {hearts.right(pictures):.0%}")
-strip([p[:SHOWN] for p in drawn.values()], [""] * SHOWN, list(drawn), width=4.6)
+strip([p[:SHOWN] for p in drawn.values()], [""] * SHOWN, list(drawn), width=6.6)
 
 # %% [markdown]
 # Shares of the norm are not shares of the picture. Cut to four directions, the update keeps two thirds of its squared norm
@@ -343,7 +345,8 @@ class LoRALinear(nn.Module):
         self.before = None
         self.add(name, rank, alpha, dropout)
         ### END SOLUTION
-        self.in_features, self.out_features = linear.in_features, linear.out_features  # attention asks for them
+        self.in_features = linear.in_features                   # attention asks for both
+        self.out_features = linear.out_features
 
     def add(self, name, rank, alpha, dropout=0.0):
         down = nn.Linear(self.base.in_features, rank, bias=False)
@@ -420,7 +423,7 @@ def inject(model, targets, make):
     model.requires_grad_(False)
     paths = [p for p, _ in model.named_modules() if any(p == t or p.endswith(f".{t}") for t in targets)]
     trained = []
-    for path in paths:                                          # a list: the model changes while we go through it
+    for path in paths:                                          # a list: the model changes under way
         parent, _, last = path.rpartition(".")
         layer = make(model.get_submodule(path))
         setattr(model.get_submodule(parent), last, layer)
@@ -498,7 +501,8 @@ def mega(*sizes):
 
 print(f"{'U-Net and text encoder':30s} {'trained':>9s}   weights, gradients, Adam in MB")
 for name, rank, targets in (("all weights", None, ()), ("rank 1, attention", 1, lora.TARGETS),
-                            ("rank 4, attention", 4, lora.TARGETS), ("rank 4, convolutions, too", 4, lora.BROAD),
+                            ("rank 4, attention", 4, lora.TARGETS),
+                            ("rank 4, convolutions, too", 4, lora.BROAD),
                             ("rank 16, convolutions, too", 16, lora.BROAD)):
     nets = nn.ModuleList([copy.deepcopy(base.unet), copy.deepcopy(base.text_encoder)]).requires_grad_(True)
     trained = nets.parameters()
@@ -507,11 +511,12 @@ for name, rank, targets in (("all weights", None, ()), ("rank 1, attention", 1, 
     print(f"{name:30s} {sum(p.numel() for p in trained):9,d} {mega(*training_bytes(nets))}")
 
 # %% [markdown]
-# | | trained weights, full | trained weights, LoRA | share |
+# | U-Net and text encoder | trained weights, full | trained weights, LoRA | share |
 # |---|---|---|---|
 # | here, rank 4, `BROAD` | 4,605,960 | 196,096 | 4.3 % |
-# | Stable Diffusion 1.5, U-Net, rank 4, attention (counted) | 859,520,964 | 797,184 | 0.09 % |
-# | GPT-3, 175 billion (Hu et al. 2021, abstract) | | 10,000 times fewer | 0.01 % |
+# | here, rank 4, `TARGETS` | 4,605,960 | 57,088 | 1.2 % |
+# | Stable Diffusion 1.5, rank 4, `TARGETS` (counted) | 982,581,444 | 1,092,096 | 0.11 % |
+# | GPT-3, a text model of 175 billion (Hu et al. 2021, abstract) | | 10,000 times fewer | 0.01 % |
 #
 # The thin matrices grow with the *side* of a layer and the layer with its square, so the larger the model, the smaller the
 # share. Hu et al. report a third of the GPU memory; here the weights themselves are so small a part that gradients and Adam
@@ -542,7 +547,7 @@ print(f"{ASKED} unseen prompts of each kind      hearts right   old prompts righ
 for name, (new, old) in drawn.items():
     print(f"{name:34s} {hearts.right(new):9.0%} {known.right(old):15.0%}")
 short = ["before", "all weights", "alpha 4", "alpha 1", "shipped"]
-strip([new[:SHOWN] for new, _ in drawn.values()], [""] * SHOWN, short, width=4.6)
+strip([new[:SHOWN] for new, _ in drawn.values()], [""] * SHOWN, short, width=6.6)
 
 # %% [markdown]
 # Four per cent of the weights learn most of the heart in a hundred steps; all weights together learn it sooner. So LoRA
@@ -665,12 +670,13 @@ print(f"{ASKED} prompts for teal hearts     heart   teal   all right")
 for name, pictures in drawn.items():
     rates = oracle.rates(pictures, teal_hearts.scenes)
     print(f"{name:30s} {rates['shape']:6.0%} {rates['color']:6.0%} {rates['all']:9.0%}")
-strip([p[:SHOWN] for p in drawn.values()], [""] * SHOWN, list(drawn), width=4.6)
+strip([p[:SHOWN] for p in drawn.values()], [""] * SHOWN, list(drawn), width=6.6)
 layer = stack.unet.get_submodule(MIDDLE)
 pairs = [(a.down.weight.detach(), a.up.weight.detach(), a.scale) for a in layer.adapters.values()]
 A, B = stacked(pairs)
 ranks = [int(torch.linalg.matrix_rank(m)) for m in (pairs[0][1] @ pairs[0][0], B @ A)]
-print(f"rank of one {ranks[0]}, of both {ranks[1]}; the best of rank 4 holds {float(held(B @ A)[3]):.0%} of both")
+print(f"rank of one {ranks[0]}, of both {ranks[1]};",
+      f"the best of rank 4 holds {float(held(B @ A)[3]):.0%} of both")
 
 # %% [markdown]
 # Neither adapter has seen a teal heart, and no picture of one was ever in any training. Side by side, each does its part: the

@@ -46,7 +46,8 @@ STEPS = {"quick": 3, "cpu": 25, "gpu": 50}[session.profile]     # of a sampler
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                     "axes.grid": True, "grid.alpha": 0.3,
+                     "axes.spines.top": False, "axes.spines.right": False})
 
 
 def strip(rows, titles, labels=None, width=8.0):
@@ -137,13 +138,15 @@ tops = torch.arange(0, 65).float()
 numbers = torch.tensor([64.0, 64, 0, 0, 64, 64]).repeat(65, 1)
 numbers[:, 2] = tops                                            # only `top` changes
 whole = size_embedding(numbers, 32)                             # (65,192)
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), width_ratios=(2, 1))
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.8), width_ratios=(2, 1))
 left.imshow(whole.T, aspect="auto", cmap="RdBu_r", extent=(0, 64, 192, 0), interpolation="nearest")
+left.hlines(range(32, 192, 32), 0, 64, color=GREEN, lw=3)       # one number ends, the next begins
 left.set(xlabel="top", yticks=range(16, 192, 32), title="e(c), dim 32 for each number")
 left.set_yticklabels(["orig. h", "orig. w", "top", "left", "target h", "target w"])
 left.grid(False)
 for at, color, line in ((0, BLUE, "-"), (32, ORANGE, "--")):
-    right.plot(tops, F.cosine_similarity(whole[at: at + 1, 64:96], whole[:, 64:96]), color=color, ls=line, label=f"with {at}")
+    alike = F.cosine_similarity(whole[at: at + 1, 64:96], whole[:, 64:96])                # (65,)
+    right.plot(tops, alike, color=color, ls=line, label=f"with {at}")
 right.set(xlabel="top", title="similarity of e(top)", ylim=(0, 1.4))
 right.legend()
 plt.show()
@@ -323,24 +326,26 @@ check("sdxl.crop_and_tell", crop_and_tell)
 
 # %%
 crop_and_tell = use("sdxl.crop_and_tell", crop_and_tell)
-THINGS = [(color, shape) for color in ("red", "green", "blue", "black") for shape in ("circle", "square", "triangle")]
+THINGS = [(color, shape) for color in ("red", "green", "blue", "black")
+          for shape in ("circle", "square", "triangle")]
 PADS = {"square": (0, 0, 0, 0), "wide": (32, 32, 0, 0), "tall": (0, 0, 32, 32)}
 
 
 def photographs(count, seed):
-    """A thing in the middle of white paper: 64 x 64, 64 x 128 or 128 x 64, a third each; and which of THINGS it is."""
+    """A thing in the middle of white paper, 64 x 64, 64 x 128 or 128 x 64, and which of THINGS it is."""
     generator = torch.Generator().manual_seed(seed)
     kinds, forms = (torch.randint(n, (count,), generator=generator).tolist() for n in (12, 3))
-    made = [Scene((Object(THINGS[k][1], THINGS[k][0], "large", "plain", "center", radius=0.33),), "white") for k in kinds]
-    squares = 2 * draw(made, 64) - 1                            # (count,3,64,64)
-    return [F.pad(square, list(PADS.values())[f], value=1.0) for square, f in zip(squares, forms, strict=True)], kinds
+    made = [Object(THINGS[k][1], THINGS[k][0], "large", "plain", "center", radius=0.33) for k in kinds]
+    squares = 2 * draw([Scene((thing,), "white") for thing in made], 64) - 1              # (count,3,64,64)
+    pads = [list(PADS.values())[form] for form in forms]
+    return [F.pad(square, pad, value=1.0) for square, pad in zip(squares, pads, strict=True)], kinds
 
 
 photos, kinds = photographs(COUNT, seed=0)
 corners = torch.rand(COUNT, 2, generator=torch.Generator().manual_seed(1)).tolist()
-cut, numbers = (torch.stack(part) for part in zip(*[crop_and_tell(p, 64, c) for p, c in zip(photos, corners, strict=True)],
-                                                  strict=True))
-nobody = Scenes(64).scenes(range(COUNT))                        # `look` also compares with scenes, which we do ourselves
+pairs = [crop_and_tell(p, 64, c) for p, c in zip(photos, corners, strict=True)]
+cut, numbers = (torch.stack(part) for part in zip(*pairs, strict=True))  # (COUNT,3,64,64), (COUNT,6)
+nobody = Scenes(64).scenes(range(COUNT))                        # `look` also compares with scenes: not here
 strip([cut[:7]], ["{:.0f} x {:.0f}\nat {:.0f}, {:.0f}".format(*n[:4]) for n in numbers[:7]])
 print(f"{COUNT} pictures; the thing is cut by the border in {look(cut, nobody)['cut']:.0%}")
 
@@ -362,17 +367,17 @@ class Miniature(nn.Module):
     def __init__(self):
         super().__init__()
         self.words = nn.Embedding(4 + 3, 64)
-        self.unet = ToldUNet(UNetConfig(in_channels=8, out_channels=8, block_channels=(64, 64), layers_per_block=1,
-                                        depth=(1, 1), heads=(2, 2), context_dim=64, added_dim=64 + 6 * 32,
-                                        size_embedding_dim=32))
+        self.unet = ToldUNet(UNetConfig(in_channels=8, out_channels=8, block_channels=(64, 64),
+                                        layers_per_block=1, depth=(1, 1), heads=(2, 2), context_dim=64,
+                                        added_dim=64 + 6 * 32, size_embedding_dim=32))
 
     def forward(self, x_t, t, told):
         words = self.words(told["ids"])                         # (B,2,64)
         return self.unet(x_t, t, words, {"text_embeds": words.mean(1), "time_ids": told["time_ids"]})
 
 
-def ids_of(kinds):
-    return torch.tensor([[k // 3, 4 + k % 3] for k in kinds], device=session.device)          # (B,2): colour, shape
+def ids_of(kinds):                                              # -> (B,2): colour, shape
+    return torch.tensor([[k // 3, 4 + k % 3] for k in kinds], device=session.device)
 
 
 with torch.no_grad():
@@ -431,8 +436,8 @@ print(f"{'':30s} cut by the border   right   centre (x, y)")
 for name, drawn_now in pictures.items():
     found = look(drawn_now, nobody[:len(wanted)])
     print(f"{name:30s} {found['cut']:16.0%} {right(drawn_now):8.0%}    {found['x']:.2f}, {found['y']:.2f}")
-strip([p[4:9] for p in pictures.values()], ["\n".join(THINGS[k]) for k in wanted[4:9]], ["uncut", "silent", "left 0", "top 64"],
-      width=4.4)
+strip([p[4:9] for p in pictures.values()], ["\n".join(THINGS[k]) for k in wanted[4:9]],
+      ["uncut", "silent", "left 0", "top 64"], width=6.4)
 
 # %% [markdown]
 # Both models saw the same pictures in the same order. Asked for an uncut picture, the one that was told cuts 1 of 36, and
@@ -456,7 +461,8 @@ wide = pixels.to_unit(xl.enlarged(real, 96))                    # what the crops
 rows = {"as it is": ({}, pixels.to_unit(real)),
         "original of 32": ({"original": (32, 32)}, pixels.to_unit(xl.enlarged(xl.shrunk(real, 32), 64))),
         "original of 16": ({"original": (16, 16)}, pixels.to_unit(xl.enlarged(xl.shrunk(real, 16), 64)))}
-rows |= {f"crop {t}, {x}": ({"crop": (t, x)}, wide[:, :, t: t + 64, x: x + 64]) for t, x in ((0, 32), (32, 0), (32, 32))}
+for t, x in ((0, 32), (32, 0), (32, 32)):
+    rows[f"crop {t}, {x}"] = {"crop": (t, x)}, wide[:, :, t: t + 64, x: x + 64]
 shown = {name: drawn(prompts, sizes=how) for name, (how, _) in rows.items()}
 print(f"{'':16s} right    cut (real)   centre x, y (real)        steepest edge (real, rebuilt)")
 for name, (_, spoilt) in rows.items():
@@ -466,8 +472,9 @@ for name, (_, spoilt) in rows.items():
     places = f"{f['x']:.2f}, {f['y']:.2f} ({r['x']:.2f}, {r['y']:.2f})"
     print(f"{name:16s} {f['all']:5.0%}   {f['cut']:4.0%} ({r['cut']:4.0%})   {places}   "
           f"{f['steepness']:.2f} ({r['steepness']:.2f}, {b['steepness']:.2f})")
-strip([torch.cat([shown[name][:3], rows[name][1][:3]]) for name in ("as it is", "original of 16", "crop 32, 0")],
-      ["drawn"] * 3 + ["real"] * 3, ["as it is", "16 pixels", "crop 32, 0"], width=6.2)
+compared = {"as it is": "as it is", "original of 16": "16 pixels", "crop 32, 0": "crop 32, 0"}
+strip([torch.cat([shown[name][:3], rows[name][1][:3]]) for name in compared],
+      ["drawn"] * 3 + ["real"] * 3, list(compared.values()), width=6.4)
 
 # %% [markdown]
 # *Crops* are understood: as many things are cut as in real crops, and their centre lies within 0.06 of the real one. (`right`
@@ -552,8 +559,9 @@ for share in (1.0, 0.8, 0.4):
     found, change = look(finished[share].cpu(), scenes), (finished[share] - finished[1.0]).abs()
     print(f"base for {share:4.0%}: right {found['all']:4.0%}, steepest edge {found['steepness']:.2f}, "
           f"a pixel differs from the base's by {255 * change.mean() / 2:.1f} of 255")
-strip([torch.stack([p[i] for p in finished.values()] + [20 * (finished[0.8] - finished[1.0])[i].abs() - 1]) for i in (0, 1)],
-      ["base alone", "base for 80%", "base for 40%", "20 x change at 80%"], width=6.2)
+change = 20 * (finished[0.8] - finished[1.0]).abs() - 1         # (PROMPTS,3,64,64)
+strip([torch.stack([p[i] for p in (*finished.values(), change)]) for i in (0, 1)],
+      ["base alone", "base for 80%", "base for 40%", "20 x change\nat 80%"], width=6.4)
 
 # %% [markdown]
 # For the last fifth, where it was trained, the refiner changes a pixel by 0.9 of 255 on average, nearly all of it along the
@@ -689,13 +697,14 @@ sides = use("buckets.sides", sides)
 assign = use("buckets.assign", assign)
 batches = use("buckets.batches", batches)
 generator = torch.Generator().manual_seed(4)
-N = 20_000                                                      # sizes as a collection of photographs might have them
-ratio = torch.tensor([3 / 2, 4 / 3, 16 / 9, 1.0, 2 / 3, 3 / 4, 9 / 16])[torch.randint(7, (N,), generator=generator)]
+N = 20_000                                                      # sizes as a collection of photographs has them
+formats = torch.tensor([3 / 2, 4 / 3, 16 / 9, 1.0, 2 / 3, 3 / 4, 9 / 16])
+ratio = formats[torch.randint(7, (N,), generator=generator)]    # (N,)
 ratio = ratio * torch.exp(0.15 * torch.randn(N, generator=generator))
 height = (1000 / ratio.sqrt()).round().long()
 width = (1000 * ratio.sqrt()).round().long()
-offers = {"squares only": [(1024, 1024)], "sides of 256": sides(step=256, fill=0.7), "sides of 128": sides(step=128, fill=0.8),
-          "sides of 64, SDXL": sides()}
+offers = {"squares only": [(1024, 1024)], "sides of 256": sides(step=256, fill=0.7),
+          "sides of 128": sides(step=128, fill=0.8), "sides of 64, SDXL": sides()}
 print("                   shapes   kept (worst tenth)   left over at batch 64, 512   pixels of a batch")
 for name, offer in offers.items():
     index, kept = assign(height, width, offer)
@@ -710,8 +719,10 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
 left.scatter(*torch.tensor(sides()).flip(1).T, s=4 + counts / counts.max() * 160, color=BLUE, alpha=0.7)
 curve = torch.linspace(512, 2048, 50)
 left.plot(curve, 1024**2 / curve, color=GREY, lw=0.8, ls=":")
-left.set(xlabel="width", ylabel="height", title="41 shapes; area: pictures in them", xlim=(450, 2110), ylim=(450, 2110))
-for (name, offer), color, line in zip(offers.items(), (RED, ORANGE, GREEN, BLUE), (":", "-.", "--", "-"), strict=True):
+left.set(xlabel="width", ylabel="height", title="41 shapes; area: pictures in them",
+         xlim=(450, 2110), ylim=(450, 2110))
+lines = zip(offers.items(), (RED, ORANGE, GREEN, BLUE), (":", "-.", "--", "-"), strict=True)
+for (name, offer), color, line in lines:
     share = assign(height, width, offer)[1].sort().values
     right.plot(torch.linspace(0, 1, N)[::200], share[::200], color=color, ls=line, label=name)
 right.set(xlabel="share of the pictures", ylabel="kept of a picture, at most", ylim=(0, 1.05))
@@ -751,7 +762,8 @@ def count(module):
 
 
 with torch.device("meta"):
-    nets = {name: presets.build(name) for name in ("sd15", "sdxl-base", "sdxl-refiner", "clip-l", "openclip-bigg", "vae-sdxl")}
+    names = ("sd15", "sdxl-base", "sdxl-refiner", "clip-l", "openclip-bigg", "vae-sdxl")
+    nets = {name: presets.build(name) for name in names}
 for name, net in nets.items():
     print(f"{name:14s} {count(net):13,d} parameters, {2 * count(net) / 1e9:4.1f} GB in half precision")
 figure, axis = plt.subplots(figsize=(7, 2.6))
@@ -765,13 +777,15 @@ for place, name in enumerate(("sd15", "sdxl-base", "sdxl-refiner")):
         axis.barh(place, n / 1e9, left=start_of, color=color, label=kind if place == 0 else None)
         start_of += n / 1e9
     print(f"{name:14s}", ", ".join(f"{kind} {n / count(net):.0%}" for kind, n in kinds_of.items()))
-axis.set(yticks=range(3), yticklabels=["SD 1.5", "SDXL base", "SDXL refiner"], xlabel="billion parameters", xlim=(0, 2.7))
+axis.set(yticks=range(3), yticklabels=["SD 1.5", "SDXL base", "SDXL refiner"],
+         xlabel="billion parameters", xlim=(0, 2.7))
 axis.invert_yaxis()
 axis.legend(ncols=3, loc="upper right", fontsize=8)
 axis.grid(False, axis="y")
 plt.show()
 to_k = nets["sdxl-base"].mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-print(f"SDXL's cross-attention reads {to_k.in_features} = {nets['clip-l'].config.width} + {nets['openclip-bigg'].config.width}")
+widths = [nets[name].config.width for name in ("clip-l", "openclip-bigg")]
+print(f"SDXL's cross-attention reads {to_k.in_features} = {widths[0]} + {widths[1]}")
 
 # %% [markdown]
 # Three times as many parameters, and nearly all of the growth is attention: at the lowest level, of 32 × 32 positions for a

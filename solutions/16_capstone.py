@@ -38,14 +38,15 @@ from course.pipeline import StableDiffusion
 
 session = begin(needs="0.1", seed=16)
 STEPS = {"quick": 4, "cpu": 25, "gpu": 50}[session.profile]     # of the sampler, for pictures to look at
-TRIES = {"quick": 2, "cpu": 4, "gpu": 4}[session.profile]       # of the sampler, to find out who broke a picture
+TRIES = {"quick": 2, "cpu": 4, "gpu": 4}[session.profile]       # of the sampler, to find who broke a picture
 PROMPTS = {"quick": 2, "cpu": 48, "gpu": 256}[session.profile]  # for the model's card
 FOLDER = Path()                                                 # your notebooks lie beside this one
 
 # %% tags=["setup"]
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+                     "axes.grid": True, "grid.alpha": 0.3,
+                     "axes.spines.top": False, "axes.spines.right": False})
 
 
 def strip(rows, titles, labels=None, width=8.0):
@@ -59,7 +60,7 @@ def strip(rows, titles, labels=None, width=8.0):
             axes[r, c].imshow((picture.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
             axes[r, c].set(xticks=[], yticks=[])
             axes[r, c].set_title(titles[c] if r == 0 else "", fontsize=9)
-            axes[r, c].spines[:].set_visible(False)
+            axes[r, c].spines[:].set(visible=True, color="#dddddd")
         if labels:
             axes[r, 0].set_ylabel(labels[r])
     plt.show()
@@ -147,7 +148,8 @@ class CountedBlock(layers.ResBlock):
 
 with swapped(layers, "ResBlock", CountedBlock):
     StableDiffusion.load("scenes64")
-print(f"one attribute, {CountedBlock.built} residual blocks; the library's afterwards: {layers.ResBlock is not CountedBlock}")
+print(f"one attribute, {CountedBlock.built} residual blocks;",
+      f"the library's afterwards: {layers.ResBlock is not CountedBlock}")
 
 # %% [markdown]
 # `parts.swapped` of the library is this for many parts at once, and refuses names that are none. A pipeline remembers what it
@@ -162,10 +164,12 @@ print(f"one attribute, {CountedBlock.built} residual blocks; the library's after
 prompt = "a large yellow star above a small black cross on a pink background"
 library = StableDiffusion.load("scenes64")
 with parts.swapped(mine):
-    yours = StableDiffusion.load("scenes64")                    # built of your parts, then filled with the weights
-drawn = {name: pipe.decode(pipe.latents(prompt, steps=STEPS, seed=16)) for name, pipe in (("library", library), ("yours", yours))}
+    yours = StableDiffusion.load("scenes64")                    # built of your parts, then given the weights
+drawn = {name: pipe.decode(pipe.latents(prompt, steps=STEPS, seed=16))
+         for name, pipe in (("library", library), ("yours", yours))}
 reading = oracle.read(drawn["yours"])[0]
-print("in yours the oracle reads:", ", ".join(f"{o.size} {o.color} {o.shape}" for o in reading.objects), "on", reading.background)
+things = ", ".join(f"{o.size} {o.color} {o.shape}" for o in reading.objects)
+print("in yours the oracle reads:", things, "on", reading.background)
 
 # %% [markdown]
 # Are they the same? The eye is no judge of a few grey levels in a corner. A distance is needed, and there is a trap in it:
@@ -211,7 +215,7 @@ as_bytes = {name: pixels.to_bytes(picture)[0] for name, picture in drawn.items()
 largest, share = picture_distance(as_bytes["yours"], as_bytes["library"])
 amplified = 255 * (drawn["yours"] - drawn["library"]).abs() - 1
 strip([torch.cat([drawn["library"], drawn["yours"], amplified])],
-      ["the library's", f"yours: {len(mine)} parts", "difference x 255"], width=5)
+      ["the library's", f"yours: {len(mine)} parts", "difference x 255"], width=6.4)
 print(f"largest difference {largest} of 255, {share:.1%} of the places differ; before rounding to bytes "
       f"{127.5 * float((drawn['yours'] - drawn['library']).abs().max()):.5f} of 255")
 
@@ -226,7 +230,8 @@ print(f"largest difference {largest} of 255, {share:.1%} of the places differ; b
 # pipeline, each leaves its own trace.
 
 # %%
-attend, waves, ddim = attention.attend, layers.timestep_embedding, samplers.ddim              # the library's, before any swap
+# the library's, before any swap
+attend, waves, ddim = attention.attend, layers.timestep_embedding, samplers.ddim
 
 
 class NoTime(layers.ResBlock):
@@ -329,8 +334,8 @@ check("capstone.culprits", culprits)
 
 # %%
 culprits = use("capstone.culprits", culprits)
-OTHERS = ["tokenizer.Tokenizer", "text.TextEncoder", "layers.Downsample", "layers.TimestepEmbedding", "attention.FeedForward",
-          "attention.CrossAttention", "attention.SpatialTransformer", "vae.Decoder"]
+OTHERS = ["tokenizer.Tokenizer", "text.TextEncoder", "layers.Downsample", "layers.TimestepEmbedding",
+          "attention.FeedForward", "attention.CrossAttention", "attention.SpatialTransformer", "vae.Decoder"]
 suspects = sorted([*BROKEN, *OTHERS])                           # sixteen names
 guilty = [sorted(BROKEN)[k] for k in torch.randperm(8, generator=torch.Generator().manual_seed(16))[:2]]
 expected, asked_about = capstone.draw({}, ("words",), steps=TRIES)["words"], []
@@ -338,7 +343,7 @@ expected, asked_about = capstone.draw({}, ("words",), steps=TRIES)["words"], []
 
 def same(group):
     asked_about.append(len(group))
-    wrong_ones = {name: BROKEN[name] for name in group if name in guilty}               # the others are the library's
+    wrong_ones = {name: BROKEN[name] for name in group if name in guilty}  # the others are the library's
     return torch.equal(capstone.draw(wrong_ones, ("words",), steps=TRIES)["words"], expected)
 
 
@@ -359,7 +364,8 @@ broken = tuple(f.part for f in findings if f.broken and f.part)
 house.draw(mine.status, broken, f"{solved} of {asked} exercises solved, {points:g} of {most:g} points")
 plt.show()
 if tried := [f for f in findings if f.pictures and f.part in mine.attempts][:5]:
-    strip([torch.stack([next(iter(f.pictures.values())) for f in tried])], [f.part for f in tried])
+    names = [f.part.replace(".", ".\n") for f in tried]
+    strip([torch.stack([next(iter(f.pictures.values())) for f in tried])], names, width=1.6 * len(tried))
 
 # %% [markdown]
 # Red rooms are yours and not right yet; the report says whether the picture or the check noticed.
@@ -416,9 +422,11 @@ for name, module in yours.modules().items():
 
 data = Scenes(64, "test", textures=("plain",), degraded=0.0)
 wanted, scenes = data.captions(range(PROMPTS), full=True), data.scenes(range(PROMPTS))
-pictures = torch.cat([yours.decode(yours.latents(wanted[i: i + 16], steps=STEPS, seed=i)) for i in range(0, PROMPTS, 16)])
+pictures = torch.cat([yours.decode(yours.latents(wanted[i: i + 16], steps=STEPS, seed=i))
+                      for i in range(0, PROMPTS, 16)])          # (PROMPTS,3,64,64)
 scores = [oracle.score(reading, scene) for reading, scene in zip(oracle.read(pictures), scenes, strict=True)]
-print(f"\nModel card: scenes64 in {len(mine)} parts of yours; {STEPS} steps, {PROMPTS} unseen prompts of one to three objects")
+print(f"\nModel card: scenes64 in {len(mine)} parts of yours;",
+      f"{STEPS} steps, {PROMPTS} unseen prompts of one to three objects")
 for key in ("shape", "color", "all"):
     hits = sum(score[key] for score in scores)
     low, high = wilson(hits, PROMPTS)                           # chapter 00's interval
@@ -436,7 +444,7 @@ for key in ("shape", "color", "all"):
 # ## 5 · The course, counted
 
 # %%
-figure, axis = plt.subplots(figsize=(7, 0.24 * len(chapters) + 0.9))
+figure, axis = plt.subplots(figsize=(8, 0.24 * len(chapters) + 0.9))
 for row, chapter in enumerate(chapters):
     axis.barh(row, chapter.maximum, color="#DDDDDD")
     axis.barh(row, chapter.points, color=BLUE)
@@ -542,7 +550,8 @@ class Block(nn.Module):
 
     def forward(self, x, c):
         ### BEGIN SOLUTION
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(c)[:, None].chunk(6, dim=-1)  # (B,1,dim) each
+        six = self.modulation(c)[:, None].chunk(6, dim=-1)      # (B,1,dim) each
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = six
         h = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale_1) + shift_1
         q, k, v = rearrange(self.qkv(h), "B N (three h d) -> three B h N d", three=3, h=self.heads)
         h = rearrange(attention.attend(q, k, v), "B h N d -> B N (h d)")                # (B,N,dim)
@@ -585,7 +594,8 @@ optimizer = torch.optim.AdamW([*everything.parameters(), place], lr=2e-3)
 
 def dit(x, t):
     """(B,8,8,8), (B,) -> (B,8,8,8)"""
-    tokens, c = into(patches.to_tokens(x)) + place, levels(layers.timestep_embedding(t, 64))  # (B,16,64), (B,64)
+    tokens = into(patches.to_tokens(x)) + place                 # (B,16,64)
+    c = levels(layers.timestep_embedding(t, 64))                # (B,64)
     for block in stack:
         tokens = block(tokens, c)                               # (B,16,64)
     return patches.to_picture(out_of(tokens), 8, 8)

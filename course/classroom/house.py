@@ -34,7 +34,7 @@ def draw(status: dict[str, str], broken: tuple[str, ...] = (), plate: str = ""):
     from matplotlib.patches import Polygon, Rectangle
 
     rooms = floors()
-    figure, axis = plt.subplots(figsize=(8, 5.2), facecolor=SKY)
+    figure, axis = plt.subplots(figsize=(8, 6.2), facecolor=SKY)
     axis.set(xlim=(-0.4, 12.4), ylim=(-0.55, len(rooms) + 1.75), facecolor=SKY)
     axis.axis("off")
     for x, y in ((0.3, 7.9), (1.4, 8.4), (2.7, 8.1), (9.2, 8.3), (10.9, 7.9), (11.8, 8.4), (4.0, 8.5), (0.1, 7.3)):      # stars
@@ -45,14 +45,14 @@ def draw(status: dict[str, str], broken: tuple[str, ...] = (), plate: str = ""):
     axis.add_patch(Rectangle((0, 0), 12, len(rooms), color=WALL))
     for floor, (name, row) in enumerate(rooms.items()):
         axis.plot([0, 12], [floor, floor], color=SKY, lw=2)
-        axis.text(0.12, floor + 0.5, name, color=INK, fontsize=8, va="center")
+        axis.text(0.12, floor + 0.5, name, color=INK, fontsize=9, va="center")
         width = 10.1 / max(len(row), 1)
         for k, part in enumerate(row):
             x, whose = 1.8 + k * width, status.get(part)
             color = BROKEN if part in broken else LIT if whose == "yours" else DARK if whose else BRICK
             axis.add_patch(Rectangle((x + 0.04, floor + 0.14), width - 0.08, 0.72, facecolor=color, edgecolor=SKY, lw=1))
             word = part.split(".")[1]
-            axis.text(x + width / 2, floor + 0.5, _lines(word, width), ha="center", va="center", fontsize=6, linespacing=0.95,
+            axis.text(x + width / 2, floor + 0.5, _lines(word, width), ha="center", va="center", fontsize=7.5, linespacing=1.15,
                       color="#222222" if color == LIT else INK)
     axis.plot([-0.4, 12.4], [0, 0], color="#2E4A34", lw=6)
     axis.text(6, -0.33, plate, ha="center", va="center", color=INK, fontsize=9)
@@ -63,7 +63,7 @@ def _lines(word: str, width: float) -> str:
     """`BasicTransformerBlock` in lines short enough for its window."""
     pieces, line, lines = _pieces(word), "", []
     for piece in pieces:
-        if line and len(line + piece) * 0.105 > width - 0.16:
+        if line and len(line + piece) * 0.115 > width - 0.16:
             lines.append(line)
             line = ""
         line += piece

@@ -252,7 +252,8 @@ def _smaller(png: bytes) -> bytes:
     """The same picture in as many colours as it can afford, noise being dear, and without a note of who drew it."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     for colors in (256, 128, 64):
-        picture.quantize(colors, kmeans=3, dither=Image.Dither.NONE).save(buffer := io.BytesIO(), "PNG", optimize=True)
+        fewer = picture.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        fewer.save(buffer := io.BytesIO(), "PNG", optimize=True)
         if buffer.tell() <= PICTURE_AIM:
             break
     return buffer.getvalue()
