@@ -143,6 +143,30 @@ def test_resolution_counts_what_it_says():
     assert large["pixel_pass"] > 3.9 * small["pixel_pass"]
 
 
+def test_resolution_says_how_it_knows_of_memory(monkeypatch):
+    """Measured where there is twice the room, counted elsewhere; the counted figure is kept beside the measured one."""
+    asked = []
+    monkeypatch.setattr(resolution.cost, "peak_mb", lambda *given: asked.append(given) or 100.0)
+    measured = resolution.peaks(64, "cpu", measured=True)
+    assert measured["peak_is"] == "measured, RSS" and measured["pixel_peak"] == 100 and measured["peak_ratio"] == 1
+    assert asked == [("demo-pixel", 1, "cpu", 64), ("demo-latent", 1, "cpu", 64)]
+    monkeypatch.setattr(resolution, "free", lambda device: 2**20)
+    counted = resolution.peaks(64, "cpu", measured=True)
+    assert counted["peak_is"] == "counted" and counted["pixel_peak"] == measured["pixel_counted"] > 50 and len(asked) == 2
+    large = resolution.peaks(256, "cpu", measured=False)
+    assert large["peak_ratio"] > counted["peak_ratio"] > 1
+
+
+def test_a_part_stands_in_every_output_and_may_be_missing(tmp_path):
+    table = resolution.TABLE
+    row = {"what": "weights & all", "gb": 2.5, "cap": 8.0, "how": "counted", "verdict": SUPPORTED}
+    result = {"rows": [], "verdict": SUPPORTED, "why": "so", "networks": {}, "parts": {"consumer": [row], "article": []}}
+    assert "| weights & all | 2.50 | 8.0 | counted | supported |" in page.markdown(table, result)
+    tex = page.latex(table, result)
+    assert "weights \\& all & 2.50 & 8.0 & counted & supported" in tex and tex.count("\\begin{tabular}") == 3
+    assert "consumer" not in page.markdown(table, {k: v for k, v in result.items() if k != "parts"})
+
+
 def arm(kid, seconds, width=0.5, **more):
     return {"kid": kid, "kid_low": kid - width, "kid_high": kid + width, "seconds": seconds, "images": 10 * seconds,
             "flops": 1e6 * seconds} | more
