@@ -163,8 +163,24 @@ def test_a_part_stands_in_every_output_and_may_be_missing(tmp_path):
     result = {"rows": [], "verdict": SUPPORTED, "why": "so", "networks": {}, "parts": {"consumer": [row], "article": []}}
     assert "| weights & all | 2.50 | 8.0 | counted | supported |" in page.markdown(table, result)
     tex = page.latex(table, result)
-    assert "weights \\& all & 2.50 & 8.0 & counted & supported" in tex and tex.count("\\begin{tabular}") == 3
+    assert "weights \\& all & 2.50 & 8.0 & counted & supported" in tex and tex.count("\\begin{tabular}") == 4
     assert "consumer" not in page.markdown(table, {k: v for k, v in result.items() if k != "parts"})
+
+
+@pytest.mark.parametrize("table", [t for t in tables.TABLES.values() if t.published], ids=lambda t: t.name)
+def test_published_figures_are_a_table_of_their_own(table):
+    """In Markdown and LaTeX as in the report: each of the published rows with its source, none of them among the course's."""
+    result = {"rows": [], "verdict": SUPPORTED, "why": "so", "networks": {}}
+    name, columns = table.published
+    rows = errata.published()["tables"][name]["rows"]
+    own, _, theirs = page.markdown(table, result).partition("Published: ")
+    assert own.count("\n|") == 1 and "source" not in own                        # heads, a line, no rows
+    assert theirs.splitlines()[2] == "| " + " | ".join([c.head for c in columns] + ["source"]) + " |"
+    lines = theirs.strip().splitlines()[4:]
+    assert len(lines) == len(rows) and all(line.endswith(f"| {row['source']} |") for line, row in zip(lines, rows, strict=True))
+    first, second = page.latex(table, result).split("% Published: ")
+    assert second.count(r"\\") == len(rows) + 1 and first.count(r"\\") == 1 and second.count(r"\begin{tabular}") == 1
+    assert all(row["source"] in second for row in rows)
 
 
 def arm(kid, seconds, width=0.5, **more):

@@ -156,13 +156,20 @@ def markdown(table: Table, result: dict) -> str:
     def grid(columns: list[str], rows: list[list[str]]) -> str:
         return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)) + "\n"
     said = [grid(heads(table, result), cells(table.columns, result["rows"])), f"{result['verdict']}: {result['why']}\n"]
-    for part in parts(table, result):
+    for part in beside(table, result):
         said += [f"{part['title']}:\n", grid(part["columns"], part["rows"])]
     return "\n".join(said)
 
 
+def beside(table: Table, result: dict) -> list[dict]:
+    """What stands under the table itself, as tables of their own: its parts, then what was published, each with its source."""
+    theirs = published(table)
+    return parts(table, result) + ([{"title": f"Published: {theirs['title']}", "columns": [*theirs["columns"], "source"],
+                                     "rows": theirs["rows"]}] if theirs else [])
+
+
 def latex(table: Table, result: dict) -> str:
-    """A `tabular` with booktabs' rules, and one more for each part, its title in a comment before it."""
+    """A `tabular` with booktabs' rules, and one more for each part and for the published figures, with its title before it."""
     def safe(text: str) -> str:
         return "".join("\\" + sign if sign in "&%$#_{}" else sign for sign in text)
 
@@ -172,5 +179,5 @@ def latex(table: Table, result: dict) -> str:
                  *(f"  {line}" for line in body), r"  \bottomrule", r"\end{tabular}"]
         return "\n".join(lines) + "\n"
     said = [grid(heads(table, result), cells(table.columns, result["rows"]))]
-    said += [f"% {part['title']}\n" + grid(part["columns"], part["rows"]) for part in parts(table, result)]
+    said += [f"% {part['title']}\n" + grid(part["columns"], part["rows"]) for part in beside(table, result)]
     return "\n".join(said)
