@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from course import cli, unet
+from course.adapt import low_rank
 from course.errors import UsageError
 from course.evaluation import errata, tables
 from course.evaluation.tables import (
@@ -25,6 +26,7 @@ from course.evaluation.tables import (
     zoo,
 )
 from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work, claimed
+from course.training import recipes
 
 CPU = SCALES["cpu"]
 
@@ -313,6 +315,25 @@ def begun(zero_moves=0.0, gaussian=0.0, width=0.02):
     (begun(gaussian=0.87), INCONCLUSIVE)])
 def test_the_rule_of_adapters(rows, verdict):
     assert adapters.rule(rows, CPU)[0] == verdict
+
+
+def test_a_lora_without_replay_has_no_say_in_the_verdict():
+    alone = {"adapter": adapters.ALONE, "start": "zero", "moved": 1.0, "first_right": 0.1, "first_high": 0.2, "end_right": 0.3}
+    verdict, why = adapters.rule([*begun(), alone], CPU)
+    assert verdict == SUPPORTED and why.endswith("LoRA without replay 30 %")
+
+
+def test_old_pictures_stand_among_the_new_ones(tmp_path):
+    trial = adapters.Trial(Work(tmp_path, SCALES["quick"]))
+    recipe = recipes.find("lora", "heart")
+    found, _, ids = trial.lesson(recipe)
+    alone, _, without = trial.lesson(recipes.find("lora", "heart", ["loss.replay=0"]))
+    assert len(without) == len(alone.images) == 32 and len(ids) == 32 + 14              # 14 / 46 is 30 %
+    heart = [bool((row == trial.pipe.tokenizer("heart")[0, 1]).any()) for row in ids[:, 0]]
+    old = low_rank.familiar(recipe, 32, 0, 8)
+    assert len(old.images) == 14 and not any("heart" in said for ways in old.captions for said in ways)
+    assert all("heart" in said for ways in found.captions for said in ways[-ids.shape[1]:])
+    assert heart == [True] * 32 + [False] * 14
 
 
 def test_a_gaussian_start_has_the_usual_size():
