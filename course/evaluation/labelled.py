@@ -33,6 +33,7 @@ from course.pipeline import StableDiffusion
 DATA = Path(__file__).parent / "data"
 PLAN = {"test": 120, "heldout": 80}        # pictures; heldout: of pairs never trained on together, which go wrong more often
 SEED, STEPS, GUIDANCE, BATCH = 0, 25, 1.5, 50
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 ACROSS = 20                                # pictures in a row of labelled.png
 
 
@@ -108,7 +109,9 @@ def as_reading(label: dict) -> Reading:
     for spots in [[POSITIONS[where]]] if where else product(product(range(5), repeat=2), repeat=len(words)):
         things = [ObjectReading(shape, color, size, texture, where, x, y, 0.0, 0.0)
                   for (size, color, texture, shape), (x, y) in zip(words, spots, strict=True)]
-        if where or [relation(a, b) for a, b in combinations(things, 2)] == label["relations"]:
+        two = list(combinations(things, 2))
+        if where or ([relation(a, b) for a, b in two] == label["relations"]
+                     and [relation(b, a) for a, b in two] == [OPPOSITE[word] for word in label["relations"]]):
             return Reading(tuple(things), None if label["background"] == "?" else label["background"])
     raise UsageError(f"nothing can lie like this: {label}")
 
@@ -130,6 +133,11 @@ def compared(eye: Reading, machine: Reading) -> dict[str, list[tuple]]:
     return found | best
 
 
+def shows(eye: Reading, scene: Scene) -> bool:
+    """All right, by the oracle's rule; of objects that look the same, each may be the one that was meant."""
+    return any(oracle.score(Reading(order, eye.background), scene)["all"] for order in permutations(eye.objects))
+
+
 def study(images: Tensor, said: list[dict], wanted: list[Scene]) -> dict:
     """{"rows": agreement of each attribute with Wilson's interval, "right": both judges' shares, "table": how their verdicts
     meet, "differ": every disagreement in words}."""
@@ -139,7 +147,7 @@ def study(images: Tensor, said: list[dict], wanted: list[Scene]) -> dict:
         for key, two in compared(eye, machine).items():
             pairs.setdefault(key, []).extend(two)
             differ += [{"picture": i, "what": key, "eye": a, "oracle": b} for a, b in two if a != b]
-        verdicts.append(tuple(oracle.score(reading, scene)["all"] for reading in (eye, machine)))
+        verdicts.append((shows(eye, scene), oracle.score(machine, scene)["all"]))
     pairs["all right"] = verdicts
     rows = []
     for key, two in pairs.items():
@@ -172,8 +180,10 @@ def told(found: dict, about: dict) -> str:
     lines += [f"| {name} | {r['right']} | {percent(r)} |" for name, r in found["right"].items()]
     lines += ["", "; ".join(f"{name}: {count}" for name, count in found["table"].items()) + ".", "",
               "Every disagreement:", "", "| picture | what | the eye | the oracle |", "|---|---|---|---|"]
-    said = {None: "no word", True: "right", False: "wrong"}
-    lines += [f"| {d['picture']} | {d['what']} | {said.get(d['eye'], d['eye'])} | {said.get(d['oracle'], d['oracle'])} |"
+
+    def word(said) -> str:
+        return "no word" if said is None else ("wrong", "right")[said] if isinstance(said, bool) else str(said)
+    lines += [f"| {d['picture']} | {d['what']} | {word(d['eye'])} | {word(d['oracle'])} |"
               for d in sorted(found["differ"], key=lambda d: (d["picture"], d["what"]))]
     return "\n".join([*lines, "", "Made by `python -m course.evaluation.labelled --out docs/oracle`."]) + "\n"
 
