@@ -9,7 +9,7 @@ from course import presets, unet
 from course.errors import TrainingError
 from course.evaluation import cost, errata, memory
 from course.evaluation.tables import claims
-from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SUPPORTED
+from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Work
 
 
 def test_what_lives_at_once():
@@ -87,6 +87,18 @@ def test_the_article_s_networks_have_the_sizes_that_it_names():
             size = cost.parameters(unet.UNet(config)) / 1e6
         assert size == pytest.approx(row["parameters_millions"], rel=0.25)
         assert row["side"] // config.multiple == 8 and row["pixels"] == 3 * row["side"] ** 2
+
+
+def test_the_article_s_rows_say_what_was_counted(tmp_path, monkeypatch):
+    counts = {"network": 90_000_000, "sampling_gb": 0.2, "training_gb": 1.6, "each_gb": 0.25}
+    monkeypatch.setattr(claims, "needs", lambda config, side: counts | {"training_gb": 1.6 if side < 1024 else 200.0})
+    rows = [{"side": side, "pixel_parameters": 7} for side in (64, 256, 512, 1024)]
+    found = claims.resolution(Work(tmp_path, SCALES["cpu"]), rows)
+    assert [r["side"] for r in found] == [side for side in (64, 256, 512, 1024) for _ in range(3)]
+    assert found[0]["said"] == "12,288" and found[0]["here"].startswith("4,096") and found[0]["verdict"] == CONTRADICTED
+    assert [r["verdict"] for r in found if r["what"] == "U-Net, parameters"] == [INCONCLUSIVE, *3 * [CONTRADICTED]]
+    assert "1.6 to train on one, a batch of 10 in 4" in found[2]["here"] and found[2]["batch"] == 10
+    assert found[-1]["verdict"] == SUPPORTED and "200.0 to train on one, more than 160" in found[-1]["here"]
 
 
 @pytest.mark.parametrize("memory_gb, verdict, batch", [(1, CONTRADICTED, 0), (5, SUPPORTED, 0), (10, INCONCLUSIVE, 1),

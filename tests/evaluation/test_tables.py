@@ -174,7 +174,8 @@ def test_published_figures_are_a_table_of_their_own(table):
     """In Markdown and LaTeX as in the report: each of the published rows with its source, none of them among the course's."""
     result = {"rows": [], "verdict": SUPPORTED, "why": "so", "networks": {}}
     name, columns = table.published
-    rows = errata.published()["tables"][name]["rows"]
+    rows = [r for r in errata.published()["tables"][name]["rows"] if {c.key for c in columns} & {
+        key for key, value in r.items() if not isinstance(value, str)}]         # some have their figures in other columns
     own, _, theirs = page.markdown(table, result).partition("Published: ")
     assert own.count("\n|") == 1 and "source" not in own                        # heads, a line, no rows
     assert theirs.splitlines()[2] == "| " + " | ".join([c.head for c in columns] + ["source"]) + " |"

@@ -62,18 +62,22 @@ def judged(said: dict, pixels: int, same: int, first: int, need: dict) -> dict:
 
 
 def resolution(work: Work, rows: list[dict]) -> list[dict]:
-    """A row for each of the article's."""
+    """Three rows for each of the article's: what it says, what is so, and the numbers behind that."""
     found = []
     for said in errata.published()["tables"]["resolution"]["rows"][:1 if work.scale.name == "quick" else None]:
         side = said["side"]
-
-        def compute(said: dict = said, side: int = side) -> dict:
-            same = next(r["pixel_parameters"] for r in rows if r["side"] == side)
-            need = needs(network(side, said["parameters_millions"]), side)
-            return {f"said_{key}": value for key, value in said.items() if key != "side"} | {
-                "side": side, "pixels": side**2, "values": 3 * side**2, "same": same} | need | judged(
-                    said, side**2, same, rows[0]["pixel_parameters"], need)
-        found.append(work.once(f"article-{side}", compute))
+        need = work.once(f"article-{side}", lambda said=said, side=side: needs(network(side, said["parameters_millions"]), side))
+        same = next(r["pixel_parameters"] for r in rows if r["side"] == side)
+        verdict = judged(said, side**2, same, rows[0]["pixel_parameters"], need)
+        trains = f"a batch of {verdict['batch']} in {said['memory_gb']}" if verdict["batch"] else f"more than {said['memory_gb']}"
+        found += [
+            {"side": side, "what": "pixels", "said": f"{said['pixels']:,}", "here": f"{side**2:,}, of three values each",
+             "pixels": side**2, "verdict": verdict["pixels_verdict"]},
+            {"side": side, "what": "U-Net, parameters", "said": f"about {said['parameters_millions']} million",
+             "here": f"{same:,}, one and the same at this size", "parameters": same, "verdict": verdict["parameters_verdict"]},
+            {"side": side, "what": "memory, GB", "said": f"about {said['memory_gb']}", "verdict": verdict["memory_verdict"],
+             "here": f"{need['sampling_gb']:.1f} to draw a picture with {need['network'] / 1e6:.0f} million, "
+                     f"{need['training_gb']:.1f} to train on one, {trains}", "batch": verdict["batch"]} | need]
     return found
 
 
@@ -101,13 +105,8 @@ def consumer(work: Work, rows: list[dict]) -> list[dict]:
 
 ARTICLE = Part(
     "article", "The article's own table (section 1.1), row by row",
-    (Column("side", "pixels a side", "d"), Column("said_pixels", "article: “pixels”", ",d"), Column("pixels", "pixels", ",d"),
-     Column("values", "values", ",d"), Column("pixels_verdict", "verdict"),
-     Column("said_parameters_millions", "article: U-Net, millions", ",d"), Column("same", "one U-Net, at this size", ",d"),
-     Column("parameters_verdict", "grows with the size?"), Column("said_memory_gb", "article: memory, GB", "d"),
-     Column("network", "a U-Net of the article's size", ",d"), Column("sampling_gb", "to draw one picture, GB", ".1f"),
-     Column("training_gb", "to train on one, GB", ".1f"), Column("batch", "the article's GB train a batch of", "d"),
-     Column("memory_verdict", "verdict")), resolution)
+    (Column("side", "pixels a side", "d"), Column("what", "figure"), Column("said", "the article"),
+     Column("here", "here, counted"), Column("verdict", "verdict")), resolution)
 CONSUMER = Part(
     "consumer", "“Runs on a consumer's GPU” (the article's section 10): Stable Diffusion 1.5 under a cap of 8 GB",
     (Column("what", "what"), Column("gb", "GB at most", ".2f"), Column("cap", "cap, GB", ".1f"), Column("how", "how"),

@@ -90,12 +90,12 @@ def cells(columns: tuple[Column, ...], rows: list[dict]) -> list[list[str]]:
 
 
 def published(table: Table) -> dict | None:
-    """{"columns", "rows"} of the published figures, the source of each row at its end."""
+    """{"columns", "rows"} of the published figures, the source of each row at its end; rows with a figure in these columns."""
     if table.published is None:
         return None
     name, columns = table.published
     found = errata.published()["tables"][name]
-    rows = found["rows"]
+    rows = [r for r in found["rows"] if any(isinstance(r.get(c.key), int | float) for c in columns)]
     return {"title": found["title"], "columns": [c.head for c in columns],
             "rows": [[*line, row["source"]] for line, row in zip(cells(columns, rows), rows, strict=True)]}
 
