@@ -20,8 +20,7 @@ def train(recipe, data, out: Path, how: dict, pipe: StableDiffusion):
     """LoRA, or full fine-tuning: new pictures and, among them, old ones; `out/model/lora.safetensors` is what was learned."""
     device, loss = how["engine"].device, recipe.loss
     pipe.to(device)
-    old = material(replace(recipe.data, shape=None, objects=(1, 3), pictures=max(1, round(
-        len(data.images) * loss.replay / (1 - loss.replay)))), recipe.seed + 1, len(data.test_captions))
+    old = familiar(recipe, len(data.images), recipe.seed, len(data.test_captions))
     before = {"new": right(pipe, data, recipe), "old": right(pipe, old, recipe)}
     both = [data, old] if loss.replay else [data]
     with processes(how["engine"]).main_process_first():
@@ -51,6 +50,12 @@ def train(recipe, data, out: Path, how: dict, pipe: StableDiffusion):
                 for kind in before for when, drawn in (("before", before), ("after", after))}
         return rows, found
     return state, finish
+
+
+def familiar(recipe, new: int, seed: int, prompts: int):
+    """Pictures of the old kind: so many that beside `new` ones they are the share `loss.replay`, one at least; old prompts."""
+    count = max(1, round(new * recipe.loss.replay / (1 - recipe.loss.replay)))
+    return material(replace(recipe.data, shape=None, objects=(1, 3), pictures=count), seed + 1, prompts)
 
 
 def add(pipe: StableDiffusion, source: str | Path, name: str = "default", weight: float = 1.0) -> None:

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -106,30 +107,38 @@ def name_of(config: "presets.PipelineConfig") -> str:
     return next(name for name, known in presets.PIPELINES.items() if known == config)
 
 
-def peak_mb(preset: str, batch: int, device: str = "cpu") -> float:
-    """Peak memory of three training steps, above what the process holds before them, in a process of its own; MiB."""
-    command = [sys.executable, "-m", "course.evaluation.cost", preset, str(batch), device]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": _root()})
+def peak_mb(preset: str, batch: int, device: str = "cpu", side: int | None = None) -> float:
+    """Peak memory of three training steps, above what the process holds before them, in a process of its own; MiB.
+
+    On a CPU its resident set, on a GPU what the allocator gave out. side: of the pictures; None: the preset's.
+    """
+    command = [sys.executable, "-m", "course.evaluation.cost", preset, str(batch), device, *([str(side)] if side else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root()})
     if done.returncode:
         raise TrainingError(f"could not measure the memory of {preset}: {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout)["peak_mb"]
 
 
-def _root() -> str:
+def root() -> str:
+    """A PYTHONPATH with which another process finds this very course."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
 
 
-def _measure_peak(preset: str, batch: int, device: str) -> float:
+def _measure_peak(preset: str, batch: int, device: str, side: int | None) -> float:
     import psutil
+    config = presets.PIPELINES[preset]
+    config = replace(config, image_size=side or config.image_size)
     if device.startswith("cuda"):
-        step = training_step(presets.PIPELINES[preset], batch, device)
+        step = training_step(config, batch, device)
         for _ in range(3):
             step()
         return torch.cuda.max_memory_allocated() / 2**20
     process = psutil.Process()
-    before = process.memory_info().rss
-    step, peak = training_step(presets.PIPELINES[preset], batch, device), before
+    small = presets.unet.UNetConfig(block_channels=(32, 32), layers_per_block=1, depth=(1, 0), heads=(1, 1))
+    training_step(replace(presets.PIPELINES["demo-latent"], unet=replace(small, context_dim=128), image_size=32), 1)()
+    before = process.memory_info().rss                         # libraries, which are loaded at their first use, not counted
+    step, peak = training_step(config, batch, device), before
 
     from threading import Event, Thread
     stop = Event()
@@ -148,4 +157,5 @@ def _measure_peak(preset: str, batch: int, device: str) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"peak_mb": _measure_peak(sys.argv[1], int(sys.argv[2]), sys.argv[3])}))
+    pixels_a_side = int(sys.argv[4]) if len(sys.argv) > 4 else None
+    print(json.dumps({"peak_mb": _measure_peak(sys.argv[1], int(sys.argv[2]), sys.argv[3], pixels_a_side)}))

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from course import cli, unet
+from course.adapt import low_rank
 from course.errors import UsageError
 from course.evaluation import errata, tables
 from course.evaluation.tables import (
@@ -25,6 +26,7 @@ from course.evaluation.tables import (
     zoo,
 )
 from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work, claimed
+from course.training import recipes
 
 CPU = SCALES["cpu"]
 
@@ -141,6 +143,47 @@ def test_resolution_counts_what_it_says():
     assert large["pixel_parameters"] == small["pixel_parameters"]
     assert large["decoder"] == pytest.approx(4 * small["decoder"], rel=1e-3)
     assert large["pixel_pass"] > 3.9 * small["pixel_pass"]
+
+
+def test_resolution_says_how_it_knows_of_memory(monkeypatch):
+    """Measured where there is twice the room, counted elsewhere; the counted figure is kept beside the measured one."""
+    asked = []
+    monkeypatch.setattr(resolution.cost, "peak_mb", lambda *given: asked.append(given) or 100.0)
+    measured = resolution.peaks(64, "cpu", measured=True)
+    assert measured["peak_is"] == "measured, RSS" and measured["pixel_peak"] == 100 and measured["peak_ratio"] == 1
+    assert asked == [("demo-pixel", 1, "cpu", 64), ("demo-latent", 1, "cpu", 64)]
+    monkeypatch.setattr(resolution, "free", lambda device: 2**20)
+    counted = resolution.peaks(64, "cpu", measured=True)
+    assert counted["peak_is"] == "counted" and counted["pixel_peak"] == measured["pixel_counted"] > 50 and len(asked) == 2
+    large = resolution.peaks(256, "cpu", measured=False)
+    assert large["peak_ratio"] > counted["peak_ratio"] > 1
+
+
+def test_a_part_stands_in_every_output_and_may_be_missing(tmp_path):
+    table = resolution.TABLE
+    row = {"what": "weights & all", "gb": 2.5, "cap": 8.0, "how": "counted", "verdict": SUPPORTED}
+    result = {"rows": [], "verdict": SUPPORTED, "why": "so", "networks": {}, "parts": {"consumer": [row], "article": []}}
+    assert "| weights & all | 2.50 | 8.0 | counted | supported |" in page.markdown(table, result)
+    tex = page.latex(table, result)
+    assert "weights \\& all & 2.50 & 8.0 & counted & supported" in tex and tex.count("\\begin{tabular}") == 4
+    assert "consumer" not in page.markdown(table, {k: v for k, v in result.items() if k != "parts"})
+
+
+@pytest.mark.parametrize("table", [t for t in tables.TABLES.values() if t.published], ids=lambda t: t.name)
+def test_published_figures_are_a_table_of_their_own(table):
+    """In Markdown and LaTeX as in the report: each of the published rows with its source, none of them among the course's."""
+    result = {"rows": [], "verdict": SUPPORTED, "why": "so", "networks": {}}
+    name, columns = table.published
+    rows = [r for r in errata.published()["tables"][name]["rows"] if {c.key for c in columns} & {
+        key for key, value in r.items() if not isinstance(value, str)}]         # some have their figures in other columns
+    own, _, theirs = page.markdown(table, result).partition("Published: ")
+    assert own.count("\n|") == 1 and "source" not in own                        # heads, a line, no rows
+    assert theirs.splitlines()[2] == "| " + " | ".join([c.head for c in columns] + ["source"]) + " |"
+    lines = theirs.strip().splitlines()[4:]
+    assert len(lines) == len(rows) and all(line.endswith(f"| {row['source']} |") for line, row in zip(lines, rows, strict=True))
+    first, second = page.latex(table, result).split("% Published: ")
+    assert second.count(r"\\") == len(rows) + 1 and first.count(r"\\") == 1 and second.count(r"\begin{tabular}") == 1
+    assert all(row["source"] in second for row in rows)
 
 
 def arm(kid, seconds, width=0.5, **more):
@@ -273,6 +316,25 @@ def begun(zero_moves=0.0, gaussian=0.0, width=0.02):
     (begun(gaussian=0.87), INCONCLUSIVE)])
 def test_the_rule_of_adapters(rows, verdict):
     assert adapters.rule(rows, CPU)[0] == verdict
+
+
+def test_a_lora_without_replay_has_no_say_in_the_verdict():
+    alone = {"adapter": adapters.ALONE, "start": "zero", "moved": 1.0, "first_right": 0.1, "first_high": 0.2, "end_right": 0.3}
+    verdict, why = adapters.rule([*begun(), alone], CPU)
+    assert verdict == SUPPORTED and why.endswith("LoRA without replay 30 %")
+
+
+def test_old_pictures_stand_among_the_new_ones(tmp_path):
+    trial = adapters.Trial(Work(tmp_path, SCALES["quick"]))
+    recipe = recipes.find("lora", "heart")
+    found, _, ids = trial.lesson(recipe)
+    alone, _, without = trial.lesson(recipes.find("lora", "heart", ["loss.replay=0"]))
+    assert len(without) == len(alone.images) == 32 and len(ids) == 32 + 14              # 14 / 46 is 30 %
+    heart = [bool((row == trial.pipe.tokenizer("heart")[0, 1]).any()) for row in ids[:, 0]]
+    old = low_rank.familiar(recipe, 32, 0, 8)
+    assert len(old.images) == 14 and not any("heart" in said for ways in old.captions for said in ways)
+    assert all("heart" in said for ways in found.captions for said in ways[-ids.shape[1]:])
+    assert heart == [True] * 32 + [False] * 14
 
 
 def test_a_gaussian_start_has_the_usual_size():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from course import controlnet, lora
+from course.adapt import low_rank
 from course.data import Scenes, captions, hints, latents, oracle
 from course.evaluation import figures
 from course.evaluation.sweep import wilson
@@ -24,6 +25,7 @@ from course.training.recipes import Data, find
 
 STEPS = {"quick": 1, "cpu": 400, "gpu": 4_000}
 PICTURES = {"quick": 8, "cpu": 256, "gpu": 1_024}
+ALONE = "LoRA, rank 4, no replay"
 LEARNED = {"quick": 32, "cpu": 4_096, "gpu": 16_384}
 
 
@@ -33,6 +35,7 @@ def measure(work: Work) -> list[dict]:
     for start in ("zero", "gaussian"):
         jobs[f"controlnet-{start}"] = lambda start=start: Trial(work).controlnet(start)
         jobs[f"lora-{start}"] = lambda start=start: Trial(work).lora(start)
+    jobs["lora-zero-no-replay"] = lambda: Trial(work).lora("zero", ["loss.replay=0"])
     return work.share(jobs)
 
 
@@ -67,13 +70,16 @@ class Trial:
             self.draw(self.said), "first")
 
     def lesson(self, recipe) -> tuple:
-        """(material, batches, ids (n,K,N)) of a recipe, with fewer pictures."""
-        found = material(replace(recipe.data, pictures=LEARNED[self.scale]), self.work.seed, 8)
-        mean, std = latents.cached(self.work.folder / "runs" / f"latents-{recipe.kind}", self.pipe.vae, found.images,
-                                   self.work.device)
+        """(material, batches, ids (n,K,N)) of a recipe, with fewer pictures; behind them the old ones, where it replays some."""
+        found, replay = material(replace(recipe.data, pictures=LEARNED[self.scale]), self.work.seed, 8), getattr(
+            recipe.loss, "replay", 0.0)
+        both = [found, low_rank.familiar(recipe, len(found.images), self.work.seed, 8)] if replay else [found]
+        mean, std = latents.cached(self.work.folder / "runs" / f"latents-{recipe.kind}-{replay:g}", self.pipe.vae,
+                                   torch.cat([m.images for m in both]), self.work.device)
         batches = diffusion.latent_batches(mean, std, self.pipe.vae.scaling_factor, False)
-        ids = self.pipe.tokenizer([c for ways in found.captions for c in ways])
-        return found, batches, ids.view(len(found.captions), -1, self.pipe.config.text.length)
+        ways = min(len(m.captions[0]) for m in both)           # several objects have fewer word orders
+        ids = self.pipe.tokenizer([c for m in both for said in m.captions for c in said[-ways:]])
+        return found, batches, ids.view(-1, ways, self.pipe.config.text.length)
 
     def controlnet(self, start: str) -> dict:
         recipe = find("controlnet", "edges")
@@ -95,9 +101,10 @@ class Trial:
                 "iou_end": geometry["iou"], "edge_f_end": geometry["edge_f"]} | before | self.right(
                     self.draw(self.said, network), "end")
 
-    def lora(self, start: str) -> dict:
-        """A new shape, hearts; old prompts are those of the base."""
-        recipe = find("lora", "heart")
+    def lora(self, start: str, changes: list[str] | None = None) -> dict:
+        """A new shape, hearts; old prompts are those of the base. changes: of the recipe, as `course train --set` takes them."""
+        recipe = find("lora", "heart", changes or [])
+        replay = recipe.loss.replay
         found, batches, ids = self.lesson(recipe)
         torch.manual_seed(self.work.seed)
         plain = self.draw(self.said)
@@ -109,12 +116,12 @@ class Trial:
         before = self.right(first, "first") | {"moved": (first - plain).abs().max().item()}
         denoiser = diffusion.ConditionalDenoiser(self.pipe.unet, self.pipe.text_encoder)
         diffusion.train(denoiser, batches, ids, self.pipe.tokenizer("")[0], self.pipe.schedule,
-                        self.work.folder / "runs" / f"lora-{start}", loop.Budget(steps=STEPS[self.scale]),
+                        self.work.folder / "runs" / f"lora-{start}-{replay:g}", loop.Budget(steps=STEPS[self.scale]),
                         replace(recipe.loop, seed=self.work.seed), recipe.loss, watch=self.tick, **arms.how(self.work.device))
         new = material(Data(pictures=1, shape="heart"), self.work.seed, PICTURES[self.scale])
         drawn = self.right(self.draw_plain(new.test_captions), "new", new.test_scenes)
-        return {"adapter": "LoRA, rank 4", "start": start, "trained": sum(p.numel() for p in params)} | before | self.right(
-            self.draw(self.said), "end") | drawn
+        return {"adapter": "LoRA, rank 4" if replay else ALONE, "start": start, "replay": replay,
+                "trained": sum(p.numel() for p in params)} | before | self.right(self.draw(self.said), "end") | drawn
 
     def draw_plain(self, said: list[str]) -> Tensor:
         return torch.cat([self.pipe.decode(self.pipe.latents(said[i: i + 32], steps=2 if self.scale == "quick" else 25,
@@ -133,16 +140,18 @@ def fill(layers: list[nn.Module]) -> None:
 
 def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
     """Supported: begun at zero, not a pixel of the first pictures is another; begun at random fewer are right, by Wilson's
-    intervals; for both adapters. Contradicted: zeros do move pictures, or random ones leave as many right as the base has."""
+    intervals; for both adapters. Contradicted: zeros do move pictures, or random ones leave as many right as the base has.
+    The LoRA without replay has no twin and no say; what it forgot is told."""
     own = {(r["adapter"], r.get("start")): r for r in rows}
-    base = own["none", None]
-    kinds = sorted({r["adapter"] for r in rows if r.get("start")})
+    base, alone = own["none", None], own.get((ALONE, "zero"))
+    kinds = sorted({r["adapter"] for r in rows if r.get("start")} - {ALONE})
     moved = max(own[kind, "zero"]["moved"] for kind in kinds)
     told = f"right before the first step: base {100 * base['first_right']:.0f} %"
     for kind in kinds:
         told += ", " + ", ".join(f"{kind} from {s} {100 * own[kind, s]['first_right']:.0f} %" for s in ("zero", "gaussian"))
     told += "; after training: " + ", ".join(f"{kind} from {s} {100 * own[kind, s]['end_right']:.0f} %"
                                              for kind in kinds for s in ("zero", "gaussian"))
+    told += f", LoRA without replay {100 * alone['end_right']:.0f} %" if alone else ""
     if moved > 1e-6 or any(own[kind, "gaussian"]["first_right"] >= base["first_right"] for kind in kinds):
         return CONTRADICTED, f"zeros move a pixel by up to {moved:.1g}. {told}"
     if any(own[kind, "gaussian"]["first_high"] >= base["first_low"] for kind in kinds):
@@ -152,7 +161,7 @@ def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
 
 def draw(path: Path, rows: list[dict]) -> None:
     plt = figures.pyplot()
-    figure, axis = plt.subplots(figsize=(7.6, 2.9))
+    figure, axis = plt.subplots(figsize=(7.6, 3.4))
     own = [r for r in rows if r.get("start")]
     for place, r in enumerate(own):
         for shift, key, color in ((-0.18, "first", figures.PIXEL), (0.18, "end", figures.LATENT)):
@@ -172,10 +181,13 @@ TABLE = Table(
     "H", "Adapters that begin as nothing",
     "An adapter that starts at zero leaves the base as it was; started at random it harms it",
     "a start at zero changes a picture, or after a random start as many prompts come out right as without the adapter",
-    (Column("adapter", "adapter"), Column("start", "starts at"), Column("trained", "trained", ",d"),
+    (Column("adapter", "adapter"), Column("start", "starts at"), Column("replay", "old pictures", "%"),
+     Column("trained", "trained", ",d"),
      Column("first_right", "old prompts right, at first", "%"), Column("moved", "a pixel moves by", ".1g"),
      Column("end_right", "after training", "%"), Column("edge_f_end", "edges, F at 1 pixel", ".3f"),
      Column("iou_end", "silhouettes, IoU", ".3f"), Column("new_right", "new prompts right", "%")), measure, rule, draw,
     ("controlnet", (Column("model", "model"), Column("ADE20K_IoU", "ADE20K IoU", "g"), Column("FID", "FID", "g"))),
     notes=("Edges and silhouettes: of prompts that leave open where things are; without an adapter only chance can be right.",
-           "The base itself is frozen in all four: taken away, each leaves it to the bit."))
+           "The base itself is frozen in all five: taken away, each leaves it to the bit.",
+           "Old pictures: their share of what is trained on. What is forgotten without them, old prompts tell; both LoRAs from "
+           "zero take as many steps, so that the one without sees more of the new."))

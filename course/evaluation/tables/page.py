@@ -48,6 +48,10 @@ check that has just been run.</p></nav>
 <div class="scroll part"><table><thead><tr>{% for head in t.heads %}<th>{{ head }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in t.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
+{% for part in t.parts %}<h3>{{ part.title }}</h3><div class="scroll part"><table><thead><tr>
+{% for c in part.columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in part.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>{% endfor %}
 {% if t.published %}<h3>Published: {{ t.published.title }}</h3><div class="scroll part"><table><thead><tr>
 {% for c in t.published.columns %}<th>{{ c }}</th>{% endfor %}<th>source</th></tr></thead><tbody>
 {% for row in t.published.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -86,14 +90,21 @@ def cells(columns: tuple[Column, ...], rows: list[dict]) -> list[list[str]]:
 
 
 def published(table: Table) -> dict | None:
-    """{"columns", "rows"} of the published figures, the source of each row at its end."""
+    """{"columns", "rows"} of the published figures, the source of each row at its end; rows with a figure in these columns."""
     if table.published is None:
         return None
     name, columns = table.published
     found = errata.published()["tables"][name]
-    rows = found["rows"]
+    rows = [r for r in found["rows"] if any(isinstance(r.get(c.key), int | float) for c in columns)]
     return {"title": found["title"], "columns": [c.head for c in columns],
             "rows": [[*line, row["source"]] for line, row in zip(cells(columns, rows), rows, strict=True)]}
+
+
+def parts(table: Table, result: dict) -> list[dict]:
+    """{"title", "columns", "rows"} of the further tables that this result has; those made before there were any have none."""
+    made = result.get("parts", {})
+    return [{"title": part.title, "columns": [c.head for c in part.columns], "rows": cells(part.columns, made[part.key])}
+            for part in table.parts if part.key in made]
 
 
 def collect(folder: Path, known: dict[str, Table]) -> list[tuple[Table, dict]]:
@@ -108,7 +119,8 @@ def write(folder: Path, made: list[tuple[Table, dict]], missing: list[str]) -> P
     verdicts = [result["verdict"] for _, result in made]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v, _ in GROUPS if v in verdicts)
     told = [{"name": t.name, "title": t.title, "claim": t.claim, "falsified_if": t.falsified_if, "heads": heads(t, result),
-             "r": result, "rows": cells(t.columns, result["rows"]), "published": published(t), "notes": t.notes,
+             "r": result, "rows": cells(t.columns, result["rows"]), "published": published(t),
+             "parts": parts(t, result), "notes": t.notes,
              "took": took(result["seconds"]), "figure": report.inline({"f": folder / t.name / "figure.png"})["f"]}
             for t, result in made]
     wrong = [{"section": e.section, "says": e.says, "is_": e.is_, "source": e.source, "check": e.check,
@@ -141,17 +153,31 @@ def pdf(page: Path) -> Path:
 
 
 def markdown(table: Table, result: dict) -> str:
-    first = heads(table, result)
-    lines = [first, ["---"] * len(first), *cells(table.columns, result["rows"])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{result['verdict']}: {result['why']}\n"
+    def grid(columns: list[str], rows: list[list[str]]) -> str:
+        return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)) + "\n"
+    said = [grid(heads(table, result), cells(table.columns, result["rows"])), f"{result['verdict']}: {result['why']}\n"]
+    for part in beside(table, result):
+        said += [f"{part['title']}:\n", grid(part["columns"], part["rows"])]
+    return "\n".join(said)
+
+
+def beside(table: Table, result: dict) -> list[dict]:
+    """What stands under the table itself, as tables of their own: its parts, then what was published, each with its source."""
+    theirs = published(table)
+    return parts(table, result) + ([{"title": f"Published: {theirs['title']}", "columns": [*theirs["columns"], "source"],
+                                     "rows": theirs["rows"]}] if theirs else [])
 
 
 def latex(table: Table, result: dict) -> str:
-    """A `tabular` with booktabs' rules."""
+    """A `tabular` with booktabs' rules, and one more for each part and for the published figures, with its title before it."""
     def safe(text: str) -> str:
         return "".join("\\" + sign if sign in "&%$#_{}" else sign for sign in text)
-    rows = cells(table.columns, result["rows"])
-    body = "\n".join("  " + " & ".join(map(safe, line)) + r" \\" for line in rows)
-    first = " & ".join(map(safe, heads(table, result)))
-    return (f"\\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}\n  \\toprule\n  {first} \\\\\n  \\midrule\n{body}\n"
-            f"  \\bottomrule\n\\end{{tabular}}\n")
+
+    def grid(columns: list[str], rows: list[list[str]]) -> str:
+        first, *body = (" & ".join(map(safe, line)) + r" \\" for line in (columns, *rows))
+        lines = [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"  \toprule", f"  {first}", r"  \midrule",
+                 *(f"  {line}" for line in body), r"  \bottomrule", r"\end{tabular}"]
+        return "\n".join(lines) + "\n"
+    said = [grid(heads(table, result), cells(table.columns, result["rows"]))]
+    said += [f"% {part['title']}\n" + grid(part["columns"], part["rows"]) for part in beside(table, result)]
+    return "\n".join(said)

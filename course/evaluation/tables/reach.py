@@ -285,4 +285,5 @@ TABLE = Table(
            "5.7 in pictures a second.",
            "Both arms: the demo's U-Nets, parameters within 5 %, each with its own batch, learning rate and schedule out of as "
            "many trials. FLOPs of the autoencoder include those of encoding all pictures once.",
-           "At 128 pixels nothing is trained: the same U-Nets are timed."))
+           "A limitation: at 128 pixels nothing is trained, the same U-Nets are only timed; how much less training latents need "
+           "is tested at 64 alone."))

@@ -1,7 +1,8 @@
 """D: what resolution costs, in pixels and in latents (the article's 1.1, 2.1 and 6.3; Rombach et al. 2022, table 18).
 
-Parameters and operations are counted on the meta device, where a U-Net of any size costs nothing. Seconds and memory are measured
-where they fit, both arms in turns; a decoder's share is charged to the latent arm.
+Parameters and operations are counted on the meta device, where a U-Net of any size costs nothing. Seconds are measured where they
+fit, both arms in turns; a decoder's share is charged to the latent arm. Memory of a training step of one picture is counted
+everywhere, and measured where it fits: a row says which of the two it shows.
 """
 
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 
 from course import presets
-from course.evaluation import cost, figures
+from course.evaluation import cost, figures, memory
+from course.evaluation.tables import claims
 from course.evaluation.tables.table import CONTRADICTED, SUPPORTED, Column, Scale, Table, Work
 from course.training import flops
 
@@ -37,6 +39,25 @@ def counted(side: int) -> dict[str, float]:
     return row
 
 
+def peaks(side: int, device: str, measured: bool) -> dict:
+    """MiB of a training step of one picture, for each arm: counted, and in "NAME_peak" measured, where it fits and is wanted."""
+    row = {f"{name}_counted": memory.counted(lambda config=config: cost.training_step(config, 1), calls=2) / 2**20
+           for name, config in pair(side).items()}
+    measured = measured and 2 * row["pixel_counted"] < free(device) / 2**20
+    for name in pair(side):
+        row[f"{name}_peak"] = cost.peak_mb(f"demo-{name}", 1, device, side) if measured else row[f"{name}_counted"]
+    row["peak_ratio"] = row["pixel_peak"] / row["latent_peak"]
+    return row | {"peak_is": "counted" if not measured else "measured, CUDA" if device.startswith("cuda") else "measured, RSS"}
+
+
+def free(device: str) -> int:
+    """Bytes that nobody holds."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+    return psutil.virtual_memory().available
+
+
 def measure(work: Work) -> list[dict]:
     sides = SIDES[:2] if work.scale.name == "quick" else SIDES
     timed = {"quick": (64,), "cpu": (64, 128, 256), "gpu": (64, 128, 256, 512)}[work.scale.name]
@@ -45,6 +66,8 @@ def measure(work: Work) -> list[dict]:
     for number, side in enumerate(sides):
         def compute(side: int = side) -> dict:
             row = {"side": side, "values": 3 * side**2, "pixels": side**2} | counted(side)
+            everywhere = work.device.startswith("cuda")
+            row |= peaks(side, work.device, work.scale.name != "quick" and (everywhere or side in timed))
             row["picture_ratio"] = 2 * STEPS * row["pixel_pass"] / (2 * STEPS * row["latent_pass"] + row["decoder"])
             if side in timed:
                 batch = max(1, 2 * 64**2 // side**2)
@@ -86,7 +109,8 @@ def draw(path: Path, rows: list[dict]) -> None:
     left.plot(sides, [r["decoder"] / 1e12 for r in rows], ":", color=figures.FAINT, label="decoder alone")
     left.set(xscale="log", yscale="log", xticks=sides, xticklabels=sides, xlabel="pixels a side", title=f"TFLOPs, {STEPS} steps")
     right.plot(sides, [r["picture_ratio"] for r in rows], "o-", color=figures.INK, label="operations of a picture")
-    for key, mark, name in (("train_ratio", "^", "seconds of a training step"), ("whole_ratio", "s", "seconds of a picture")):
+    for key, mark, name in (("train_ratio", "^", "seconds of a training step"), ("whole_ratio", "s", "seconds of a picture"),
+                            ("peak_ratio", "D", "bytes of a training step")):
         some = [r for r in rows if key in r]
         right.plot([r["side"] for r in some], [r[key] for r in some], f"{mark}--", label=name)
     right.set(xscale="log", xticks=sides, xticklabels=sides, xlabel="pixels a side", title="pixels / latents", ylim=(0, None))
@@ -105,7 +129,15 @@ TABLE = Table(
      Column("latent_pass", "latents", ".2e"), Column("decoder", "decoder, once", ".2e"),
      Column("picture_ratio", "operations of a picture, ratio", ".1f"),
      Column("train_ratio", "seconds of a training step, ratio", ".1f"),
-     Column("whole_ratio", "seconds of a picture, ratio", ".1f")),
+     Column("whole_ratio", "seconds of a picture, ratio", ".1f"),
+     Column("pixel_peak", "peak MiB of a training step, pixels", ",.0f"),
+     Column("latent_peak", "latents", ",.0f"), Column("peak_is", "which is")),
     measure, rule, draw,
+    ("pixel_or_latent", (Column("task", "task"), Column("model", "model"),
+                         Column("training_pictures_per_second", "pictures a second in training", "g"),
+                         Column("samples_per_second_512", "pictures a second drawn, 512 x 512", "g"), Column("FID", "FID", "g"))),
     notes=("The same U-Net serves every size: the parameters that the article lets grow with the resolution do not.",
-           f"A picture: {STEPS} steps, two passes each."))
+           f"A picture: {STEPS} steps, two passes each.",
+           "Peak memory: batch 1, float32, AdamW. Measured: of a process of its own, by its resident set or by CUDA's allocator; "
+           "counted: of all tensors alive at once, without what a device adds."),
+    parts=(claims.ARTICLE, claims.CONSUMER))

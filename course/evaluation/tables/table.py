@@ -106,11 +106,22 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A second table beside a table's own: other rows, other columns. measure(work, the table's rows) -> its rows."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    measure: Callable[[Work, list[dict]], list[dict]]
+
+
+@dataclass(frozen=True)
 class Table:
     """One of the comparison tables.
 
     measure(work) -> rows of the course's figures.  rule(rows, scale) -> (verdict, why).
     published: (table in errata.published(), columns of it); where from stands in each of its rows.
+    parts: further tables, see Part; their rows are kept under "parts" by their keys.
     """
 
     name: str
@@ -123,19 +134,21 @@ class Table:
     draw: Callable[[Path, list[dict]], None]
     published: tuple[str, tuple[Column, ...]] | None = None
     notes: tuple[str, ...] = field(default=())
+    parts: tuple[Part, ...] = ()
 
 
 def make(table: Table, work: Work) -> dict:
     """Measure, judge, draw; writes and returns what goes into the report: `table.json` and `figure.png` in the work's folder."""
     begun = datetime.now(UTC)
     rows = table.measure(work)
+    parts = {part.key: part.measure(work, rows) for part in table.parts}
     verdict, why = ((INCONCLUSIVE, "the quick scale shows that everything runs; it measures nothing")
                     if work.scale.name == "quick" else table.rule(rows, work.scale))
     table.draw(work.folder / "figure.png", rows)
     result = {"table": table.name, "title": table.title, "claim": table.claim, "falsified_if": table.falsified_if,
-              "verdict": verdict, "why": why, "rows": rows, "scale": work.scale.name, "n": work.pictures or work.scale.pictures,
-              "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(), "device": device_name(work.device),
-              "networks": work.networks, "date": begun.date().isoformat(),
+              "verdict": verdict, "why": why, "rows": rows, "parts": parts, "scale": work.scale.name,
+              "n": work.pictures or work.scale.pictures, "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(),
+              "device": device_name(work.device), "networks": work.networks, "date": begun.date().isoformat(),
               "seconds": (datetime.now(UTC) - begun).total_seconds()}
     files.write_json(work.folder / "table.json", result)
     return result
