@@ -37,6 +37,9 @@ class Thing:
     def __setattr__(self, name, value):
         self._bridge.set(self._number, name, value)
 
+    def __delattr__(self, name):
+        self._bridge.delete(self._number, name)
+
     def __deepcopy__(self, memo):
         return self
 

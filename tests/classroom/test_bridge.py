@@ -2,6 +2,8 @@
 
 import os
 import socket
+import types
+from unittest import mock
 
 import pytest
 import torch
@@ -273,6 +275,34 @@ def test_lists_dicts_generators_and_errors_cross():
         assert torch.equal(torch.rand(1, generator=generator), torch.rand(1, generator=expected))
         with pytest.raises(KeyError, match="no generator"):
             bridge.named("answer")([], {}, None)
+
+
+def test_an_attribute_is_deleted_where_the_exercise_is_to_change_it():
+    """`mock.patch.object` takes the new attribute away before it puts the old one back."""
+    for allowed in (True, False):
+        with Child(lambda place: mock.patch.object(place, "part", "mine")) as bridge:
+            bridge.reset(lend_for_change=allowed)
+            place = types.SimpleNamespace(part="the library's", _secret=1)
+            manager = bridge.named("answer")(place)
+            if allowed:
+                with manager:
+                    assert place.part == "mine"
+            else:
+                with pytest.raises(AttributeError):
+                    manager.__enter__()
+            assert vars(place) == {"part": "the library's", "_secret": 1}
+
+
+@pytest.mark.parametrize("name", ["part", "_secret", "__class__"])
+def test_nothing_is_deleted_without_leave(name):
+    def answer(place):
+        delattr(place, name)
+    with Child(answer) as bridge:
+        bridge.reset(lend_for_change=name != "part")
+        place = types.SimpleNamespace(part="the library's", _secret=1)
+        with pytest.raises(AttributeError, match="cannot be set"):
+            bridge.named("answer")(place)
+        assert vars(place) == {"part": "the library's", "_secret": 1}
 
 
 # ---- what does not cross
