@@ -17,6 +17,15 @@ from course.classroom.wire import HEAD, Channel, Interrupted
 ANSWERS = mutants.load()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Before the first fork: a child that inherits a pool of threads waits for ones that it does not have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Child:
     """A process that holds an answer, and the grader's end of the bridge to it."""
 
