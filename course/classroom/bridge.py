@@ -86,6 +86,9 @@ class Bridge(Values):
         tensors: list[Tensor] = []
         self._request({"do": "set", "on": number, "name": name, "value": self.encode(value, tensors)}, tensors)
 
+    def delete(self, number: int, name: str) -> None:
+        self._request({"do": "delete", "on": number, "name": name}, [])
+
     def vjp(self, key: str, gradient: Tensor, wanted: list[str], create: bool):
         tensors: list[Tensor] = []
         return self._request({"do": "vjp", "of": key, "with": self.encode(gradient, tensors), "wanted": wanted, "create": create,
@@ -169,10 +172,11 @@ class Bridge(Values):
                     error = arguments[0] and self._error(arguments[0])
                     return bool(target.__exit__(error and type(error), error, None))
                 return target(*arguments, **options) if method == "__call__" else _special(target, method, arguments)
-        if what == "set":
-            value = self.decode(message["value"], reader)
+        if what in ("set", "delete"):
+            value = self.decode(message.get("value"), reader)
             self._synchronise(message, reader)
-            return self._set(target, message["name"], value)
+            self._refuse_change(target, message["name"])
+            return setattr(target, message["name"], value) if what == "set" else delattr(target, message["name"])
         self._synchronise(message, reader)
         with torch.set_grad_enabled(message["grad"] is True):
             if what == "get":
@@ -191,14 +195,13 @@ class Bridge(Values):
             raise AttributeError(f"{name} is not shown")
         return value
 
-    def _set(self, target, name, value) -> None:
-        """Set a public attribute: of a student's object always, of the grader's only where the exercise is to change it."""
+    def _refuse_change(self, target, name) -> None:
+        """Only public attributes are set and deleted: of the grader's objects only where the exercise is to do so."""
         if not isinstance(name, str) or name.startswith("_") or (self.strict and not _shown(target, name)):
             raise AttributeError(f"{name} cannot be set")
         if self.strict and not self.lend_for_change:
             self.refusals += 1
             raise AttributeError(f"{name} of what was handed in cannot be set")
-        setattr(target, name, value)
 
     # ---- what has changed since the other side last heard
 

@@ -19,6 +19,8 @@ from course.classroom.release import ROOT
 
 # beside the answer's own name: what else in the library would be the answer
 SAME_AS = {"schedule.make_schedule": ("_betas",), "schedule.convert": ("to_x0", "to_eps", "to_v")}
+# chapter -> modules that right answers use beside those of the course's own answers: a U-Net is built to count it, and so on
+MAY_USE = {"11": ("unet",), "15": ("samplers",)}
 COMMON = {"np": "import numpy as np", "torch": "import torch", "nn": "from torch import nn", "math": "import math",
           "Tensor": "from torch import Tensor", "F": "import torch.nn.functional as F", "copy": "import copy",
           "itertools": "import itertools"} | {
@@ -124,7 +126,8 @@ def _binds(node, text: str, modules: tuple[str, ...]):
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         origin = getattr(node, "module", None) or ""
         for alias in node.names:
-            if origin.startswith("course.") or (origin == "course" and alias.name not in modules):
+            module = alias.name if origin == "course" else origin.removeprefix("course.")
+            if (origin == "course" or origin.startswith("course.")) and module not in modules:
                 continue
             statement = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], node.level)
             yield (alias.asname or alias.name).split(".")[0], ast.unparse(statement)
@@ -157,13 +160,14 @@ def library(task: Task) -> dict[str, str]:
 
 @cache
 def _modules(stem: str) -> tuple[str, ...]:
-    """The library's modules that the exercises of a chapter use, and what these import."""
+    """The library's modules that the exercises of a chapter use or may use, and what these import."""
     chapter, aliases, found = chapters()[stem], {}, []
     for cell in chapter.cells:
         for node in ast.walk(collect._tree(cell.source)):
             if isinstance(node, ast.ImportFrom) and node.module == "course":
                 aliases |= {a.asname or a.name: a.name for a in node.names}
     open_ones = [aliases[n] for t in chapter.tasks.values() for n in sorted(_needs(collect._tree(t.source).body)) if n in aliases]
+    open_ones += MAY_USE.get(stem[:2], ())
     while open_ones:
         module = open_ones.pop()
         path = ROOT / f"course/{module}.py"

@@ -5,6 +5,8 @@ Names and weights are by value and are kept equal in both directions, so that `s
 mirror of one of torch's own modules is an instance of that class, so that `isinstance(layer, nn.Linear)` holds.
 """
 
+import functools
+
 import torch
 from torch import nn
 
@@ -61,7 +63,7 @@ class Modules:
         self.bridge = bridge
         self.known: dict[int, nn.Module] = {}                   # number -> module, whoever owns it
         self.mine: set[int] = set()
-        self.shape: dict[int, tuple] = {}                       # number -> (training, parameters, buffers, children) last told
+        self.shape: dict[int, tuple] = {}                       # number -> (training, parts) last told
 
     def encode(self, module: nn.Module, tensors) -> dict:
         number = module.__dict__.get("_number") if module.__dict__.get("_bridge") is self.bridge else None
@@ -114,19 +116,21 @@ class Modules:
             lent = number in self.mine and not self.bridge.lend_for_change
             for kind, name, value in code["parts"]:
                 value = self.bridge.decode(value, reader)
+                if kind == "t" and number in self.mine and name not in {**module._parameters, **module._buffers, **loose(module)}:
+                    raise Interrupted("killed", f"a part called {name!r}")      # no other attribute of mine can be set so
                 if not lent:
                     self._set(module, kind, name, value)
             self.bridge.refusals += lent and bool(code["parts"] or code["gone"])
             for kind, name in code["gone"]:
-                if not lent:
-                    {"p": module._parameters, "b": module._buffers, "m": module._modules}[kind].pop(name, None)
+                if not lent and (kind != "t" or name in loose(module)):
+                    _drawer(module, kind).pop(name, None)
             module.training = code["training"] is True
             self.shape[number] = self._shape(module)
 
     @staticmethod
     def _parts(module: nn.Module):
         return [("p", n, p) for n, p in module._parameters.items()] + [("b", n, b) for n, b in module._buffers.items()] + \
-            [("m", n, m) for n, m in module._modules.items()]
+            [("m", n, m) for n, m in module._modules.items()] + [("t", n, t) for n, t in loose(module).items()]
 
     def _shape(self, module: nn.Module) -> tuple:
         return module.training, [(kind, name, id(value)) for kind, name, value in self._parts(module)]
@@ -135,9 +139,26 @@ class Modules:
     def _set(module: nn.Module, kind: str, name, value) -> None:
         if not isinstance(name, str) or name.startswith("_") or "." in name:
             raise Interrupted("killed", f"a part called {name!r}")
-        want = {"p": nn.Parameter, "b": torch.Tensor, "m": nn.Module}[kind]
+        want = {"p": nn.Parameter, "b": torch.Tensor, "m": nn.Module, "t": torch.Tensor}[kind]
         if value is not None and not isinstance(value, want):
             raise Interrupted("killed", f"a {type(value).__name__} for the part {name!r}")
-        for parts in (module._parameters, module._buffers, module._modules):
+        for parts in (module._parameters, module._buffers, module._modules, *([vars(module)] if name in loose(module) else ())):
             parts.pop(name, None)
-        {"p": module._parameters, "b": module._buffers, "m": module._modules}[kind][name] = value
+        _drawer(module, kind)[name] = value
+
+
+def loose(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that one of torch's layers holds as plain attributes: after `del layer.weight` a sum may take its place."""
+    if not _of_torch(type(module)):
+        return {}
+    return {n: t for n, t in vars(module).items() if isinstance(t, torch.Tensor) and not n.startswith("_")}
+
+
+@functools.lru_cache(1000)
+def _of_torch(kind: type) -> bool:
+    return any(k.__module__.startswith("torch.nn.modules") and k is not nn.Module for k in kind.__mro__)
+
+
+def _drawer(module: nn.Module, kind: str) -> dict:
+    """Where a module keeps its parameters, buffers, modules and loose tensors."""
+    return {"p": module._parameters, "b": module._buffers, "m": module._modules, "t": vars(module)}[kind]

@@ -54,13 +54,26 @@ def spec(folder: Path, course: Path, hidden: list[str], limits: dict | None = No
     shown = [p for p in prefixes if not any(p != q and p.startswith(q + "/") for q in prefixes)]
     packages = sorted({str(Path(p).resolve()) for p in sys.path if p.endswith("-packages") and Path(p).is_dir()})
     cover = [f"{p}/{name}" for p in packages for name in hidden if Path(p, name).is_dir()]
-    return {"folder": str(folder), "course": str(course), "shown": shown, "cover": cover, "sockets": 5,
+    return {"folder": str(folder), "course": str(course), "shown": shown, "links": links(shown), "cover": cover, "sockets": 5,
             "limits": LIMITS | (limits or {}),
             "environment": {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC",
                             "PYTHONPATH": str(course), "COURSE_BRIDGE": str(folder / "bridge"),
                             "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1",
                             "IPYTHONDIR": "/tmp/ipython", "JUPYTER_RUNTIME_DIR": "/tmp", "MPLBACKEND": "agg",
                             "MPLCONFIGDIR": "/tmp", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
+
+
+def links(shown: list[str]) -> dict[str, str]:
+    """Names of this Python that are not below what is `shown`, and where they lead: an environment may be a symbolic link."""
+    step, names = Path(sys.executable), [sys.prefix, sys.base_prefix]
+    while step.is_symlink():                                    # bin/python is one, often to a link in another folder
+        step = Path(os.path.abspath(step.parent / os.readlink(step)))
+        names.append(str(step.parent.parent))
+    found: dict[str, str] = {}
+    for name in sorted(set(names)):
+        if not any(f"{name}/".startswith(f"{known}/") for known in (*shown, *found)):
+            found[name] = str(Path(name).resolve())
+    return found
 
 
 def command(file: Path, program: list[str]) -> list[str]:
@@ -265,6 +278,9 @@ def build(made: dict, at: dict[str, str]) -> None:
             os.mkdir(f"{new}/{name}")
             mount(at[f"/{name}"], f"{new}/{name}", None, BIND | REC)
             read_only(f"{new}/{name}")
+    for name, leads in made["links"].items():
+        os.makedirs(new + os.path.dirname(name), exist_ok=True)
+        os.symlink(leads, new + name)
     for path in made["cover"]:
         mount("tmpfs", new + path, "tmpfs", NOSUID | NODEV | RDONLY, "size=4k,mode=755")
     os.makedirs(f"{new}/etc")

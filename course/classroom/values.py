@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from course.classroom import mirrors
 from course.classroom.changes import equal, refill, snapshot
 from course.classroom.wire import DTYPES, Interrupted, Reader, put
 
@@ -35,6 +36,9 @@ class Thing:
 
     def __setattr__(self, name, value):
         self._bridge.set(self._number, name, value)
+
+    def __delattr__(self, name):
+        self._bridge.delete(self._number, name)
 
     def __deepcopy__(self, memo):
         return self
@@ -217,7 +221,8 @@ class Values:
 
     def weights(self) -> dict:
         """The keys of all weights of all modules that both sides know."""
-        return {self.keys[id(t)]: None for m in self.modules.known.values() for parts in (m._parameters, m._buffers)
+        return {self.keys[id(t)]: None for m in self.modules.known.values()
+                for parts in (m._parameters, m._buffers, mirrors.loose(m))
                 for t in parts.values() if t is not None and id(t) in self.keys}
 
     def _worked_on(self, key: str, value: Tensor) -> bool:

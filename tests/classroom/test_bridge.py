@@ -2,6 +2,8 @@
 
 import os
 import socket
+import types
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +15,15 @@ from course.classroom.plugin import changes_what_it_is_given, fitting
 from course.classroom.wire import HEAD, Channel, Interrupted
 
 ANSWERS = mutants.load()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Before the first fork: a child that inherits a pool of threads waits for ones that it does not have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Child:
@@ -186,6 +197,53 @@ def test_a_module_that_is_handed_over_is_changed_only_where_that_is_the_exercise
             assert (net.layers[0].bias is None) == allowed
 
 
+def test_a_weight_that_became_a_plain_tensor_is_one_here_too():
+    """`del layer.weight` and a sum in its place: a merge with its graph, which a check has to see."""
+    class Merged(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.change = layer, nn.Parameter(torch.ones(2, 2))
+
+        def merge(self):
+            changed = self.layer.weight + self.change
+            del self.layer.weight
+            self.layer.weight = changed
+
+        def zero(self):
+            with torch.no_grad():
+                self.layer.weight.zero_()
+
+        def forward(self, x):
+            return self.layer(x)
+    with Child(Merged) as bridge:
+        bridge.reset(lend_for_change=True)
+        layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+        far, before = bridge.named("answer")(layer), layer(x).detach()
+        far.merge()
+        assert layer.weight is far.layer.weight and layer.weight.requires_grad and not layer.weight.is_leaf
+        assert torch.allclose(layer(x), before + 2) and torch.allclose(far(x), before + 2)
+        layer(x).sum().backward()
+        assert torch.equal(far.change.grad, torch.ones(2, 2))
+        far.zero()
+        assert not layer.weight.any() and set(layer.state_dict()) == {"bias"}
+        layer.weight = nn.Parameter(torch.ones(2, 2))           # and back
+        assert torch.allclose(far(x), 2 + layer.bias) and set(far.layer.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("name", ["forward", "seen", "training"])
+def test_no_other_attribute_of_what_was_lent_can_become_a_tensor(name):
+    def answer(layer):
+        vars(layer)[name] = torch.ones(2)
+        layer.weight = None
+    with Child(answer) as bridge:
+        bridge.reset(lend_for_change=True)
+        layer = nn.Linear(2, 2)
+        layer.seen = "mine"
+        with pytest.raises(Interrupted):
+            bridge.named("answer")(layer)
+        assert layer.seen == "mine" and not isinstance(layer.forward, torch.Tensor)
+
+
 def test_an_adapter_put_into_a_module_works_from_there():
     class Low(nn.Module):
         def __init__(self, inner):
@@ -226,6 +284,34 @@ def test_lists_dicts_generators_and_errors_cross():
         assert torch.equal(torch.rand(1, generator=generator), torch.rand(1, generator=expected))
         with pytest.raises(KeyError, match="no generator"):
             bridge.named("answer")([], {}, None)
+
+
+def test_an_attribute_is_deleted_where_the_exercise_is_to_change_it():
+    """`mock.patch.object` takes the new attribute away before it puts the old one back."""
+    for allowed in (True, False):
+        with Child(lambda place: mock.patch.object(place, "part", "mine")) as bridge:
+            bridge.reset(lend_for_change=allowed)
+            place = types.SimpleNamespace(part="the library's", _secret=1)
+            manager = bridge.named("answer")(place)
+            if allowed:
+                with manager:
+                    assert place.part == "mine"
+            else:
+                with pytest.raises(AttributeError):
+                    manager.__enter__()
+            assert vars(place) == {"part": "the library's", "_secret": 1}
+
+
+@pytest.mark.parametrize("name", ["part", "_secret", "__class__"])
+def test_nothing_is_deleted_without_leave(name):
+    def answer(place):
+        delattr(place, name)
+    with Child(answer) as bridge:
+        bridge.reset(lend_for_change=name != "part")
+        place = types.SimpleNamespace(part="the library's", _secret=1)
+        with pytest.raises(AttributeError, match="cannot be set"):
+            bridge.named("answer")(place)
+        assert vars(place) == {"part": "the library's", "_secret": 1}
 
 
 # ---- what does not cross

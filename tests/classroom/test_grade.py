@@ -1,5 +1,6 @@
 """`course grade` from what was handed in to the files that come out."""
 
+import ast
 import csv
 import io
 import json
@@ -48,7 +49,6 @@ def test_every_exercise_is_known_with_its_stub_hints_and_answer():
 @pytest.mark.parametrize("id", list(curriculum.tasks()))
 def test_the_answer_is_nowhere_in_what_the_sandbox_sees(id):
     """No function or class in it is near the reference, as a student's copy of it would be."""
-    import ast
     task = curriculum.tasks()[id]
     mine = similar.tokens(task.source)
     before = curriculum.prerequisites(task, task.source)
@@ -69,6 +69,25 @@ def test_what_an_answer_needs_stands_before_it():
     assert "def ddim_step" in before and "import torch" in before and "def ddim(" not in before
     own = {"samplers.ddim_step": "def ddim_step(*a):\n    return 'mine'"}
     assert "'mine'" in curriculum.prerequisites(task, task.source, own)
+
+
+@pytest.mark.parametrize(("id", "line", "name"), [
+    ("sdxl.hand_over", "samplers.ddim()", "from course import samplers"),
+    ("unet.count_unet", "samplers.ddim()", "from course import samplers"),
+    ("sdxl.hand_over", "StableDiffusion.load('scenes64')", None)])
+def test_an_answer_finds_what_the_notebook_imports_where_it_may_use_it(id, line, name):
+    task = curriculum.tasks()[id]
+    before = curriculum.prerequisites(task, line)
+    assert before == (name or "")
+    if name:
+        assert f"course/{name.split()[-1]}.py" in curriculum.library(task)
+
+
+def test_a_class_of_the_library_is_found_by_its_own_name():
+    lines = list(curriculum._binds(ast.parse("from course.unet import UNet, Nothing as N").body[0], "", ("unet",)))
+    assert lines == [("UNet", "from course.unet import UNet"), ("N", "from course.unet import Nothing as N")]
+    assert not list(curriculum._binds(ast.parse("from course.unet import UNet").body[0], "", ("vae",)))
+    assert not list(curriculum._binds(ast.parse("from course.classroom import check").body[0], "", ("vae",)))
 
 
 def test_cutting_leaves_the_rest():
