@@ -1,6 +1,5 @@
 """CLIP score: what a released CLIP says is what transformers and torchmetrics say, and nobody is graded by his own teacher."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from course.data import Scenes
 from course.errors import CheckpointError, UsageError
 from course.evaluation import agreement
 from course.training import clip
+from tests.evaluation import networks
 
 WORDS = ["a red circle", "a large blue square on a gray background", "nothing"]
 
@@ -19,26 +19,8 @@ WORDS = ["a red circle", "a large blue square on a gray background", "nothing"]
 @pytest.fixture
 def released(tmp_path):
     """A CLIP of its architecture with random weights, saved as released."""
-    transformers = pytest.importorskip("transformers")
-    letters = [chr(c) for c in range(97, 123)]
-    vocabulary = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokens = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
-    config = transformers.CLIPConfig(
-        text_config=dict(vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=2, max_position_embeddings=40, eos_token_id=53, bos_token_id=52),
-        vision_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
-                           patch_size=8), projection_dim=16)
-    torch.manual_seed(0)
-    model = transformers.CLIPModel(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn(p.shape))
-    prepare = transformers.CLIPProcessor(transformers.CLIPImageProcessor(size=32, crop_size=32), tokens)
     folder = tmp_path / "clip"
-    model.save_pretrained(folder), prepare.save_pretrained(folder)
-    return folder, model, prepare
+    return folder, *networks.clip(folder)
 
 
 def test_a_released_clip_is_transformers(released):

@@ -8,6 +8,7 @@ from course.data import Scenes
 from course.errors import CheckpointError
 from course.evaluation import features, metrics
 from course.training import attributes
+from tests.evaluation import networks
 
 
 def test_answers_are_distributions_over_what_is_there():
@@ -68,13 +69,7 @@ def test_fd_notices_what_is_wrong_with_pictures():
 
 def test_the_inception_of_the_fid_with_random_weights(tmp_path):
     """Their class, filled at random and saved as released; what ours computes is what theirs computes."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    from unittest import mock
-    with mock.patch.object(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None), \
-            mock.patch.object(module, "load_state_dict_from_url", lambda *_, **__: {}):
-        torch.manual_seed(0)
-        theirs = module.FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"])
-    torch.save(theirs.state_dict(), tmp_path / "inception.pth")
+    theirs = networks.inception(tmp_path / "inception.pth")
     found = features.fid(tmp_path / "inception.pth")
     images = Scenes(64, "test").images(range(3))
     expected, logits = theirs(((images + 1) * 127.5).round().byte())
@@ -92,10 +87,7 @@ def test_the_inception_of_the_fid_with_random_weights(tmp_path):
 def test_lpips_against_torchmetrics(net, tmp_path):
     """Their class with the same trunk, random weights, in torchvision's file."""
     theirs_of = pytest.importorskip("torchmetrics.functional.image.lpips")
-    torchvision = pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    trunk = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}[net](weights=None).state_dict()
-    torch.save(trunk, tmp_path / "trunk.pth")
+    trunk = networks.trunk(tmp_path / "trunk.pth", net)
     theirs = theirs_of._LPIPS(pretrained=True, net=net, pnet_rand=True).eval()
     own = theirs.net.state_dict()
     theirs.net.load_state_dict({name: trunk[f"features.{name.split('.', 1)[1]}"] for name in own})

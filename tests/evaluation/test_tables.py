@@ -1,6 +1,7 @@
 """The comparison tables: rules by made-up rows, and the whole command at the quick scale."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from course import cli, unet
 from course.adapt import low_rank
+from course.data import Scenes
 from course.errors import UsageError
-from course.evaluation import errata, tables
+from course.evaluation import agreement, errata, features, tables
 from course.evaluation.tables import (
     ablations,
     adapters,
@@ -27,6 +29,7 @@ from course.evaluation.tables import (
 )
 from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work, claimed
 from course.training import recipes
+from tests.evaluation import networks
 
 CPU = SCALES["cpu"]
 
@@ -48,6 +51,41 @@ def test_all_at_the_quick_scale(tmp_path):
     again = json.loads(CliRunner().invoke(cli.app, words).output)
     assert [t["rows"] for t in again] == [t["rows"] for t in found]             # nothing is computed twice
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("rows/*.json")} == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, given", [("F", ("inception-weights", "clip")), ("A", ("lpips",))])
+def test_with_released_networks(name, given, tmp_path):
+    """The whole command with files of the released formats: each figure under its own name, with the file's hash."""
+    made = {"inception-weights": (networks.inception, tmp_path / "inception.pth"), "clip": (networks.clip, tmp_path / "clip"),
+            "lpips": (networks.trunk, tmp_path / "alexnet.pth")}
+    words = ["tables", name, "--scale", "quick", "--out", str(tmp_path / "out"), "--device", "cpu", "--json"]
+    for option in given:
+        write, path = made[option]
+        write(path)
+        words += [f"--{option}", str(path)]
+    run = CliRunner().invoke(cli.app, words)
+    assert run.exit_code == 0, run.output
+    found, = json.loads(run.stdout)                            # transformers talks to stderr
+    folder = tmp_path / "out" / f"quick-{'-'.join(option.removesuffix('-weights') for option in given)}"
+    head = (folder / name / "table.md").read_text().splitlines()[0]
+    if name == "F":
+        assert found["networks"] == {"FID": features.fid(tmp_path / "inception.pth").sha256,
+                                     "CLIP": agreement.released(tmp_path / "clip").sha256}
+        assert all(name in head for name in ("FID", "KID", "CLIP score")) and "course" not in head
+        data, clip = Scenes(64, "test", objects=(1, 3), textures=("plain",), degraded=0.0), agreement.released(tmp_path / "clip")
+        images, said = data.images(range(24)), data.captions(range(24), full=True)
+        for row, shown in ((0, images), (2, images.roll(1, 0))):                    # a random CLIP's cosines lie about zero
+            assert found["rows"][row]["clip"] == pytest.approx(clip.of(shown, said).mean().item(), abs=1e-6)
+        assert found["rows"][2]["clip"] > 0
+        assert all(math.isfinite(row[key]) for row in found["rows"] for key in ("fd", "kid"))
+    else:
+        assert set(found["networks"]) == {"LPIPS", "FD-random"}
+        assert found["networks"]["LPIPS"] == features.lpips(tmp_path / "alexnet.pth").sha256
+        assert "LPIPS" in head and "PSIM" not in head and "FD-course" in head
+        assert all(row["psim"] > 0 for row in found["rows"][1:])
+    html = (folder / "report.html").read_text()
+    assert all(f"{network}: network {sha[:12]}" in html for network, sha in found["networks"].items())
 
 
 def test_the_report_tells_of_earlier_calls_and_of_what_is_missing(tmp_path, monkeypatch):
