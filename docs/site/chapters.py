@@ -1,0 +1,47 @@
+"""A figure in a chapter gets the words that stand for it: alt/NN_name.json, by the id of the cell that drew it."""
+
+import json
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+HERE = Path(__file__).resolve().parent
+log = logging.getLogger(__name__)
+
+
+def figures(notebook: dict) -> list[str]:
+    """The id of the cell of each picture, in order."""
+    return [cell["id"] for cell in notebook["cells"] for output in cell.get("outputs", ())
+            if any(kind.startswith("image/") for kind in output.get("data", ()))]
+
+
+def words(chapter: str, notebook: dict) -> list[str | None]:
+    """What stands for each picture of a chapter; None where nobody has written it."""
+    path = HERE / "alt" / f"{chapter}.json"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    left = {cell: list(told) for cell, told in known.items()}
+    return [left[cell].pop(0) if left.get(cell) else None for cell in figures(notebook)]
+
+
+def describe(app, tree):
+    """Put the words into the chapter that has just been read."""
+    where = app.env.docname
+    if not where.startswith("solutions/"):
+        return
+    pictures = [node for node in tree.findall(nodes.image) if "output" in str(node.get("uri"))
+                or "jupyter_execute" in str(node.get("uri"))]
+    chapter = where.removeprefix("solutions/")
+    told = words(chapter, json.loads((Path(app.srcdir) / f"{where}.ipynb").read_text("utf-8")))
+    if len(told) != len(pictures):
+        raise ExtensionError(f"{chapter}: {len(told)} pictures in the notebook, {len(pictures)} on its page")
+    for number, (node, text) in enumerate(zip(pictures, told, strict=True), 1):
+        if text is None:
+            log.warning("figure %d has no words in docs/site/alt/%s.json", number, chapter, location=where, type="alt")
+        node["alt"] = text or ""
+
+
+def setup(app):
+    app.connect("doctree-read", describe)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,73 @@
+"""Formulas as MathML, made while the site is built: no script runs in the reader's browser, and no font comes from elsewhere.
+
+STIX Two Math (SIL Open Font License 1.1) is cut down to the characters that occur, since not every system has a font that can stretch
+brackets and roots. It is found inside the package `ziamath`, which ships it.
+"""
+
+import html
+import logging as plain_logging
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from docutils import nodes
+from math_core import LatexError, LatexToMathML
+from sphinx.util import logging
+
+TEXT = re.compile(r"\\text\{([^{}]*)\}")
+log = logging.getLogger(__name__)
+latex = LatexToMathML(annotation=True, fancy_error=False)
+
+
+def to_mathml(source: str, display: bool) -> str:
+    """A formula -> <math>. A formula that cannot be read stays as it was written, and is a warning, which fails `make site`."""
+    # MathJax, for which the chapters are written, takes an underscore inside \text{} as one; LaTeX wants it escaped
+    source = TEXT.sub(lambda m: r"\text{" + re.sub(r"(?<!\\)_", r"\\_", m[1]) + "}", source.strip())
+    try:
+        return latex.convert_with_local_state(source, displaystyle=display)
+    except LatexError as error:
+        log.warning("formula %r: %s", source, error, type="mathml")
+        return f"<code>{html.escape(source)}</code>"
+
+
+def inline(translator, node):
+    made = to_mathml(node.astext(), display=False)
+    translator.builder.env.math_characters |= set(html.unescape(re.sub(r"<[^>]+>", "", made)))
+    translator.body.append(f'<span class="formula">{made}</span>')
+    raise nodes.SkipNode
+
+
+def display(translator, node):
+    made = to_mathml(node.astext(), display=True)
+    translator.builder.env.math_characters |= set(html.unescape(re.sub(r"<[^>]+>", "", made)))
+    # a formula wider than a phone scrolls by itself; the page does not
+    translator.body.append(f'<div class="formula" tabindex="0" role="group" aria-label="formula">{made}</div>\n')
+    raise nodes.SkipNode
+
+
+def font(app, error):
+    """_static/math.woff with the characters of all formulas, and the variants of them that the font's MATH table knows."""
+    if error or app.builder.format != "html":
+        return
+    from fontTools import subset
+    plain_logging.getLogger("fontTools").setLevel(plain_logging.WARNING)
+    source = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
+    options = subset.Options(flavor="woff", layout_features=["*"], name_IDs=["*"], notdef_outline=True)
+    with subset.load_font(str(source), options) as whole:
+        cut = subset.Subsetter(options)
+        # letters and signs of the whole Latin and Greek alphabet anyway, so that the font changes little from build to build
+        cut.populate(unicodes=[*range(0x20, 0x7F), *range(0x391, 0x3CA), *range(0x1D400, 0x1D7CC),
+                               *map(ord, getattr(app.env, "math_characters", ()))])
+        cut.subset(whole)
+        subset.save_font(whole, str(Path(app.outdir) / "_static" / "math.woff"), options)
+
+
+def begin(app):
+    app.env.math_characters = set()
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", inline_renderers=(inline, None), block_renderers=(display, None))
+    app.connect("builder-inited", begin)
+    app.connect("build-finished", font)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": False}

@@ -1,0 +1,101 @@
+"""Puts the site's pages together in one folder, laid out as the repository is, so that the links between documents hold.
+
+    index.md, errata.md, tables.md, api/*.rst    written here
+    solutions/NN_name.ipynb                      the executed chapters; answers and plotting helpers are folded away
+    README.md ... docs/**  datasets/*.md         as they are, with the files that they link to
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from pages import api, errata, tables
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+FOLDERS = {"datasets": "datasets/README.md", "solutions": "chapters.md", "notebooks": "chapters.md", "docs": "index.md"}
+FOLDED = {"solution": ("Show an answer", "Hide it"), "setup": ("Show the helpers for the figures", "Hide them")}
+
+
+def stage(out: Path) -> Path:
+    """Write all sources of the site to `out`, which is emptied; returns it."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    documents = [ROOT / name for name in DOCUMENTS if (ROOT / name).is_file()]
+    documents += [p for p in sorted((ROOT / "docs").rglob("*.md")) if HERE not in p.parents]
+    documents += sorted((ROOT / "datasets").glob("*.md"))
+    for path in documents:
+        document(path, out)
+    names = [chapter(path, out) for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))]
+    pages = {"index.md": (HERE / "index.md").read_text("utf-8"), "chapters.md": contents(names),
+             "reading.md": reading(documents), "errata.md": errata.page(), "tables.md": tables.page(ROOT, out), **api.pages()}
+    for name, text in pages.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, "utf-8")
+    return out
+
+
+def document(path: Path, out: Path) -> None:
+    """Copy a document and what it links to. A link to a folder becomes one to the folder's page."""
+    def target(found: re.Match) -> str:
+        link, anchor = found[1], found[2] or ""
+        if "://" in link or link.startswith("mailto:"):
+            return found[0]
+        there = (path.parent / link).resolve()
+        inside = there.relative_to(ROOT).as_posix() if there.is_relative_to(ROOT) else ""
+        if there.is_dir() and inside in FOLDERS:
+            up = "../" * (len(path.relative_to(ROOT).parts) - 1)
+            return f"]({up}{FOLDERS[inside]})"
+        if there.is_dir() and inside:
+            files = sorted(p for p in there.iterdir() if p.is_file())
+            for file in files:
+                copy(file, out)
+            listing = [f"- [{file.name}]({file.name})" for file in files]
+            (out / inside / "index.md").write_text("\n".join(["---", "orphan: true", "---", f"# Files of {inside}", "", *listing, ""]))
+            return f"]({link.rstrip('/')}/index.md)"
+        if there.is_file() and there.suffix != ".md":
+            copy(there, out)
+        return f"]({link}{anchor})"
+
+    place = out / path.relative_to(ROOT)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(LINK.sub(target, path.read_text("utf-8")), "utf-8")
+
+
+def copy(path: Path, out: Path) -> None:
+    place = out / path.relative_to(ROOT)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, place)
+
+
+def chapter(path: Path, out: Path) -> str:
+    """Copy an executed chapter, with answers and helpers to be folded; returns the name of its page."""
+    notebook = json.loads(path.read_text("utf-8"))
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].setdefault("tags", [])
+        kind = cell["metadata"].get("course", {}).get("role") or next((tag for tag in tags if tag in FOLDED), None)
+        if cell["cell_type"] == "code" and kind in FOLDED:
+            tags.append("hide-input")
+            cell["metadata"]["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), FOLDED[kind], strict=True))
+    place = out / "solutions" / path.name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(notebook), "utf-8")
+    return f"solutions/{path.stem}"
+
+
+def contents(chapters: list[str]) -> str:
+    return "\n".join(["# The chapters", "",
+                      "Each page is a chapter as it was executed: text, code, and the figures that came out. Answers and hints are folded;",
+                      "`make lab` opens the same chapters as notebooks in which you write them yourself.", "",
+                      "```{toctree}", ":maxdepth: 1", "", *chapters, "```", ""])
+
+
+def reading(documents: list[Path]) -> str:
+    """A page that lists what has no place of its own in the index."""
+    placed = {"docs/instructors.md", "docs/scaling.md"}
+    names = [p.relative_to(ROOT).as_posix() for p in documents]
+    return "\n".join(["# All documents", "", "The repository's own documents, as they stand there.", "",
+                      "```{toctree}", ":maxdepth: 1", "", *(n.removesuffix(".md") for n in names if n not in placed), "```", ""])
