@@ -27,7 +27,7 @@ NBVAL  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
           --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-all nbgrader class soak lint constraints clean clean-all
+.PHONY: help demo lab test test-all nbgrader class soak site test-site lint constraints clean clean-all
 .NOTPARALLEL:
 
 help:  ## this list
@@ -64,12 +64,18 @@ class: $(VENV)/.dev nbgrader  ## grade forty simulated students, and every wrong
 soak: $(VENV)/.dev  ## kill a run twenty times, and see that it ends with the same bits
 	COURSE_SOAK=20 $(BIN)/python -m pytest -q tests/training/test_kill.py
 
+site: $(VENV)/.site  ## chapters, tables, library and documents as web pages: build/site/html/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python docs/site/build.py
+
+test-site: site  ## the site in headless Chromium: links, search, phone width, contrast; CHROMIUM=path where it is not on the PATH
+	COURSE_SITE=build/site/html $(BIN)/python -m pytest -q tests/site
+
 lint: $(VENV)/.dev  ## ruff, notebooks included
 	$(BIN)/ruff check .
 
 constraints: | $(BIN)/python  ## resolve constraints.txt anew, in an environment of its own
 	rm -rf build/fresh && $(PYTHON) -m venv build/fresh
-	build/fresh/bin/python -m pip --disable-pip-version-check install -e ".[dev,bench,docs]"
+	build/fresh/bin/python -m pip --disable-pip-version-check install -e ".[dev,bench,docs,site]"
 	{ grep '^#' constraints.txt; build/fresh/bin/python -m pip freeze --exclude-editable | sed 's/+[^ ]*//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build/fresh
 
@@ -97,3 +103,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[dev]"
 	@touch $(VENV)/.core $@
+
+$(VENV)/.site: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[dev,site]"
+	@touch $(VENV)/.core $(VENV)/.dev $@

@@ -1,7 +1,7 @@
 """How Sphinx builds the site. `make site` stages its pages first (stage.py), so that the source folder is build/site/source.
 
-Sphinx with MyST-NB, and Furo as the theme: all of it comes from Python packages, so an installed environment builds offline, and no
-page asks another server for anything. (MyST's own engine, `mystmd`, needs Node and fetches its templates when it builds.)
+Sphinx with MyST-NB, and Furo as the theme: all of it comes from Python packages, so an installed environment builds offline,
+and no page asks another server for anything. (MyST's own engine, `mystmd`, needs Node and fetches its templates as it builds.)
 """
 
 import sys
@@ -18,7 +18,7 @@ language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "mathml", "docstrings", "chapters"]
 exclude_patterns = ["LICENSE"]
-nitpicky = False
+smartquotes = False                         # "" is the empty caption
 
 # chapters: what they printed and drew when they were built; nothing is executed here
 nb_execution_mode = "off"

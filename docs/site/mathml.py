@@ -1,7 +1,7 @@
 """Formulas as MathML, made while the site is built: no script runs in the reader's browser, and no font comes from elsewhere.
 
-STIX Two Math (SIL Open Font License 1.1) is cut down to the characters that occur, since not every system has a font that can stretch
-brackets and roots. It is found inside the package `ziamath`, which ships it.
+STIX Two Math (SIL Open Font License 1.1) is cut down to the characters that occur, since not every system has a font that
+can stretch brackets and roots. It is found inside the package `ziamath`, which ships it.
 """
 
 import html
@@ -55,8 +55,8 @@ def font(app, error):
     options = subset.Options(flavor="woff", layout_features=["*"], name_IDs=["*"], notdef_outline=True)
     with subset.load_font(str(source), options) as whole:
         cut = subset.Subsetter(options)
-        # letters and signs of the whole Latin and Greek alphabet anyway, so that the font changes little from build to build
-        cut.populate(unicodes=[*range(0x20, 0x7F), *range(0x391, 0x3CA), *range(0x1D400, 0x1D7CC),
+        # the alphabets in any case, and the root, which is an element in MathML and no character
+        cut.populate(unicodes=[*range(0x20, 0x7F), *range(0x391, 0x3CA), *range(0x1D400, 0x1D7CC), ord("√"),
                                *map(ord, getattr(app.env, "math_characters", ()))])
         cut.subset(whole)
         subset.save_font(whole, str(Path(app.outdir) / "_static" / "math.woff"), options)

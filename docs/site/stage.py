@@ -54,7 +54,8 @@ def document(path: Path, out: Path) -> None:
             for file in files:
                 copy(file, out)
             listing = [f"- [{file.name}]({file.name})" for file in files]
-            (out / inside / "index.md").write_text("\n".join(["---", "orphan: true", "---", f"# Files of {inside}", "", *listing, ""]))
+            page = "\n".join(["---", "orphan: true", "---", f"# Files of {inside}", "", *listing, ""])
+            (out / inside / "index.md").write_text(page, "utf-8")
             return f"]({link.rstrip('/')}/index.md)"
         if there.is_file() and there.suffix != ".md":
             copy(there, out)
@@ -88,8 +89,8 @@ def chapter(path: Path, out: Path) -> str:
 
 def contents(chapters: list[str]) -> str:
     return "\n".join(["# The chapters", "",
-                      "Each page is a chapter as it was executed: text, code, and the figures that came out. Answers and hints are folded;",
-                      "`make lab` opens the same chapters as notebooks in which you write them yourself.", "",
+                      "Each page is a chapter as it was executed: text, code, and the figures that came out. Answers and hints",
+                      "are folded; `make lab` opens the same chapters as notebooks in which you write them yourself.", "",
                       "```{toctree}", ":maxdepth: 1", "", *chapters, "```", ""])
 
 

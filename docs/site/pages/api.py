@@ -4,12 +4,15 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-COMPONENTS = ("pixels", "schedule", "objectives", "layers", "attention", "unet", "vae", "vq", "tokenizer", "text", "losses", "samplers",
-              "guidance", "sdxl", "controlnet", "lora", "inversion", "tiling", "heatmaps", "memo", "deepcache")
+COMPONENTS = ("pixels", "schedule", "objectives", "layers", "attention", "unet", "vae", "vq", "tokenizer", "text", "losses",
+              "samplers", "guidance", "sdxl", "controlnet", "lora", "inversion", "tiling", "heatmaps", "memo", "deepcache")
 WHOLE = ("pipeline", "parts", "presets", "sample", "device", "errors", "files")
 PACKAGES = {"published": "Released files", "data": "Data", "training": "Training", "adapt": "Adapters",
             "evaluation": "Evaluation", "classroom": "Classroom"}
-INSIDE = ("classroom.checks", "evaluation.tables")              # many small files of one kind: not a reference
+INTRODUCTION = """\
+Every module of ``course``, from its docstrings: shapes, units, errors, the paper and its equation. ``B`` is the batch, ``C H W``
+a picture's axes, ``N`` tokens, ``D`` a width, ``h`` heads, ``T`` steps. *[source]* leads to the code, which is meant to
+be read."""
 
 
 def modules() -> dict[str, list[str]]:
@@ -36,9 +39,7 @@ def summary(name: str) -> str | None:
 def pages() -> dict[str, str]:
     """File name -> reStructuredText."""
     made, index = {}, ["The library", "===========", "",
-                       "Every module of ``course``, from its docstrings: shapes, units, errors, the paper and its equation. ``B`` is the batch,",
-                       "``C H W`` a picture's axes, ``N`` tokens, ``D`` a width, ``h`` heads, ``T`` steps. *[source]* leads to the code, which is",
-                       "meant to be read.", ""]
+                       INTRODUCTION, ""]
     for title, names in modules().items():
         index += [title, "-" * len(title), "", ".. toctree::", "   :maxdepth: 1", "", *(f"   {name}" for name in names), ""]
         for name in names:

@@ -11,9 +11,9 @@ def page() -> str:
     seen = {e.id: e.holds() for e in entries}
     shown = sum(value is True for value in seen.values())
     lines = ["# Where the article errs", "",
-             f"The course follows an article, and corrects it: {len(entries)} entries, each with its source. {shown} of them are",
-             "computed, by a function of `course.evaluation.errata`, from the library or from published tables, also when this page",
-             "was made; the rest are read off the sources.", ""]
+             f"The course follows an article, and corrects it: {len(entries)} entries, each with its source. {shown} of them",
+             "are computed, by a function of `course.evaluation.errata`, from the library or from published tables, also when",
+             "this page was made; the rest are read off the sources.", ""]
     for section, group in groupby(entries, key=lambda e: e.section):
         lines += [f"## {'Title' if section == 'title' else f'Section {section}'}", ""]
         for e in group:

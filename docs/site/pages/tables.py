@@ -26,13 +26,13 @@ def page(root: Path, out: Path) -> str:
     from course.evaluation import tables
     from course.evaluation.tables import page as report
     lines = ["# The comparison tables", "",
-             "The tables of the papers and of the article, each with a claim, with what would falsify it, written down before the",
-             "run, and with the rule of its verdict, which is code. Published figures stand in tables of their own: other data, other",
-             "networks.", ""]
+             "The tables of the papers and of the article, each with a claim, with what would falsify it, written down before",
+             "the run, and with the rule of its verdict, which is code. Published figures stand in tables of their own: other",
+             "data, other networks.", ""]
     found = folder(root)
     if found is None:
         lines += ["None has been made in this checkout yet. What they ask:", ""]
-        lines += [f"- **{t.name}. {t.title}.** {t.claim}" for t in tables.TABLES.values()]
+        lines += [f"- **{t.name}. {t.title}** — {t.claim}." for t in tables.TABLES.values()]
         return "\n".join([*lines, "", "## How to make them", "", HOW])
     place, scale = found
     made = report.collect(place, tables.TABLES)
@@ -40,8 +40,8 @@ def page(root: Path, out: Path) -> str:
               + (" It takes seconds, shows that the computation works, and decides nothing." if scale == "quick" else ""), ""]
     for table, result in made:
         lines += [f"## {table.name}. {table.title}", "", f"**{table.claim}** Falsified if: {table.falsified_if}", "",
-                  f"**{result['verdict'].capitalize()}**: {result['why']}", "", *grid(report.heads(table, result),
-                                                                                      report.cells(table.columns, result["rows"]))]
+                  f"**{result['verdict'].capitalize()}**: {result['why']}", "",
+                  *grid(report.heads(table, result), report.cells(table.columns, result["rows"]))]
         figure = place / table.name / "figure.png"
         if figure.is_file():
             (out / "tables").mkdir(exist_ok=True)

@@ -1,0 +1,126 @@
+"""What the pages of the site hold, read from the files."""
+
+import io
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?! )([^$]+?)\$", re.S)
+
+
+def targets(soup):
+    for tag, name in (("a", "href"), ("link", "href"), ("img", "src"), ("script", "src"), ("source", "src")):
+        for element in soup.find_all(tag):
+            if element.get(name):
+                yield tag, element[name]
+
+
+def test_every_link_leads_somewhere(folder, soups):
+    ids = {page: {e["id"] for e in soup.find_all(id=True)} for page, soup in soups.items()}
+    lost = set()
+    for page, soup in soups.items():
+        for _, link in targets(soup):
+            if urlparse(link).scheme:
+                continue
+            path, fragment = urldefrag(unquote(link))
+            there = ((folder / page).parent / path.split("?")[0]).resolve() if path else folder / page
+            there = there / "index.html" if there.is_dir() else there
+            name = there.relative_to(folder).as_posix() if there.is_relative_to(folder) else None
+            if name is None or not there.is_file() or (fragment and name in ids and fragment not in ids[name]):
+                lost.add((page, link))
+    assert not lost
+
+
+def test_every_asset_is_local(folder, soups):
+    foreign = {(page, link) for page, soup in soups.items() for tag, link in targets(soup)
+               if tag != "a" and urlparse(link).scheme not in ("", "data")}
+    assert not foreign
+    for style in folder.rglob("*.css"):
+        found = re.findall(r"(?:url\(|@import)\s*[\"']?(https?:|//)", style.read_text("utf-8"))
+        assert not found, style
+
+
+def test_every_figure_has_words(soups):
+    silent = {(page, img["src"]) for page, soup in soups.items() for img in soup.find_all("img")
+              if len(img.get("alt", "").strip()) < 10 or img["alt"].endswith((".png", ".jpg"))}
+    assert not silent
+
+
+def test_the_words_belong_to_figures_that_are_there():
+    for path in CHAPTERS:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        drawn = {c["id"]: n for c in cells
+                 if (n := sum(any(kind.startswith("image/") for kind in o.get("data", ())) for o in c.get("outputs", ())))}
+        told = json.loads((ROOT / "docs" / "site" / "alt" / f"{path.stem}.json").read_text("utf-8"))
+        assert {cell: len(texts) for cell, texts in told.items()} == drawn, path.stem
+
+
+def test_headings_go_down_one_step_at_a_time(soups):
+    for page, soup in soups.items():
+        levels = [int(h.name[1]) for h in (soup.find("article") or soup).find_all(re.compile("^h[1-6]$"))]
+        assert levels[:1] == [1] and levels.count(1) == 1, page
+        assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), (page, levels)
+
+
+def test_each_chapter_is_there_with_its_figures_and_outputs(soups):
+    assert len(CHAPTERS) == 17
+    for path in CHAPTERS:
+        soup = soups[f"solutions/{path.stem}.html"]
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        drawn = sum(any(kind.startswith("image/") for kind in o.get("data", ())) for c in cells for o in c.get("outputs", ()))
+        assert len(soup.select(".cell_output img")) == drawn > 0
+        assert len(soup.select(".cell")) == sum(c["cell_type"] == "code" for c in cells)
+
+
+def test_hints_and_answers_are_folded(soups):
+    for path in CHAPTERS:
+        soup = soups[f"solutions/{path.stem}.html"]
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        roles = [c["metadata"].get("course", {}).get("role") for c in cells]
+        summaries = [s.get_text(" ", strip=True) for s in soup.find_all("summary")]
+        hints = sum("".join(c["source"]).count("<summary>") for c in cells if c["cell_type"] == "markdown")
+        assert sum(s.startswith("Hint") for s in summaries) == hints >= roles.count("hint") > 0
+        assert sum(s.startswith("Show an answer") for s in summaries) == roles.count("solution")
+        assert not soup.select("details[open]")
+
+
+def test_every_formula_is_mathml(soups):
+    for path in CHAPTERS:
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        texts = (re.sub(r"`[^`]*`", "", "".join(c["source"])) for c in cells if c["cell_type"] == "markdown")
+        written = sum(len(FORMULA.findall(text)) for text in texts)
+        shown = len(soups[f"solutions/{path.stem}.html"].find_all("math"))
+        assert shown == written, path.stem
+
+
+def test_the_font_knows_every_sign_of_the_formulas(folder, soups):
+    ttlib = pytest.importorskip("fontTools.ttLib")
+    font = ttlib.TTFont(io.BytesIO((folder / "_static" / "math.woff").read_bytes()))
+    assert "MATH" in font and ord("√") in font.getBestCmap()
+    needed = set()
+    for soup in soups.values():
+        for math in soup.find_all("math"):
+            for element in math.find_all(["mi", "mo", "mn", "mtext"]):
+                needed |= set(element.get_text())
+    invisible = set(" \n\t\u2061\u2062\u2063\u2064\ufe00\u00a0")
+    assert not {c for c in needed - invisible if ord(c) not in font.getBestCmap()}
+
+
+def test_the_library_is_there(soups):
+    from course import parts
+    for part in parts.PARTS:
+        module = part.split(".")[0]
+        assert soups[f"api/{module}.html"].find(id=f"course.{part}"), part
+    assert "(B,h,N,d)" in soups["api/attention.html"].get_text()
+
+
+def test_every_erratum_is_there(soups):
+    from course.evaluation import errata
+    page = soups["errata.html"]
+    assert len(page.select("article dl dt")) == len(errata.entries())
+    assert "not confirmed here" not in page.get_text()
