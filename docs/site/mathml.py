@@ -52,11 +52,12 @@ def font(app, error):
     from fontTools import subset
     plain_logging.getLogger("fontTools").setLevel(plain_logging.WARNING)
     source = Path(find_spec("ziamath").origin).parent / "fonts" / "STIXTwoMath-Regular.ttf"
-    options = subset.Options(flavor="woff", layout_features=["*"], name_IDs=["*"], notdef_outline=True)
+    options = subset.Options(flavor="woff", layout_features=["ssty", "kern", "dtls", "flac"], name_IDs=["*"], notdef_outline=True)
     with subset.load_font(str(source), options) as whole:
         cut = subset.Subsetter(options)
-        # the alphabets in any case, and the root, which is an element in MathML and no character
-        cut.populate(unicodes=[*range(0x20, 0x7F), *range(0x391, 0x3CA), *range(0x1D400, 0x1D7CC), ord("√"),
+        # the slanted letters that a browser puts in place of plain ones, and the root, an element in MathML and no character
+        slanted = [*range(0x1D434, 0x1D468), 0x210E, *range(0x1D6E2, 0x1D71C)]
+        cut.populate(unicodes=[*range(0x20, 0x7F), *range(0x391, 0x3CA), *slanted, ord("√"),
                                *map(ord, getattr(app.env, "math_characters", ()))])
         cut.subset(whole)
         subset.save_font(whole, str(Path(app.outdir) / "_static" / "math.woff"), options)

@@ -103,7 +103,7 @@ def test_every_formula_is_mathml(soups):
 def test_the_font_knows_every_sign_of_the_formulas(folder, soups):
     ttlib = pytest.importorskip("fontTools.ttLib")
     font = ttlib.TTFont(io.BytesIO((folder / "_static" / "math.woff").read_bytes()))
-    assert "MATH" in font and ord("√") in font.getBestCmap()
+    assert "MATH" in font and {ord("√"), 0x210E, 0x1D465} <= set(font.getBestCmap())       # root, slanted h and x
     needed = set()
     for soup in soups.values():
         for math in soup.find_all("math"):
