@@ -33,7 +33,8 @@ def to_mathml(source: str, display: bool) -> str:
 def inline(translator, node):
     made = to_mathml(node.astext(), display=False)
     translator.builder.env.math_characters |= set(html.unescape(re.sub(r"<[^>]+>", "", made)))
-    translator.body.append(f'<span class="formula">{made}</span>')
+    # on a phone it is a box that can scroll (site.css); a word joiner keeps the comma behind it on its line
+    translator.body.append(f'<span class="formula">{made}</span>&#8288;')
     raise nodes.SkipNode
 
 
