@@ -16,7 +16,7 @@ from sphinx.util import logging
 
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 log = logging.getLogger(__name__)
-latex = LatexToMathML(annotation=True, fancy_error=False)
+latex = LatexToMathML(fancy_error=False)
 
 
 def to_mathml(source: str, display: bool) -> str:
@@ -24,7 +24,8 @@ def to_mathml(source: str, display: bool) -> str:
     # MathJax, for which the chapters are written, takes an underscore inside \text{} as one; LaTeX wants it escaped
     source = TEXT.sub(lambda m: r"\text{" + re.sub(r"(?<!\\)_", r"\\_", m[1]) + "}", source.strip())
     try:
-        return latex.convert_with_local_state(source, displaystyle=display)
+        made = latex.convert_with_local_state(source, displaystyle=display)
+        return made.replace("<math", f'<math alttext="{html.escape(source)}"', 1)
     except LatexError as error:
         log.warning("formula %r: %s", source, error, type="mathml")
         return f"<code>{html.escape(source)}</code>"
