@@ -16,7 +16,7 @@ author = copyright = "the Latent Diffusion, from scratch authors, MIT licence"
 version = release = installed("latent-diffusion-course")
 language = "en"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "mathml", "docstrings", "chapters", "sources"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "mathml", "docstrings", "chapters", "finish"]
 exclude_patterns = ["LICENSE"]
 smartquotes = False                         # "" is the empty caption
 
