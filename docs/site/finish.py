@@ -10,7 +10,7 @@ PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)
 def mended(text: str) -> str:
     """A page with: what can scroll reached by the keyboard; no heading without a level; no list that defines nothing."""
     text = text.replace("<pre>", '<pre tabindex="0">')
-    text = re.sub(rX, r'\g<0> tabindex="0"', text)
+    text = re.sub(r'<div class="table-wrapper[^"]*"(?! tabindex)', r'\g<0> tabindex="0"', text)
     text = text.replace('<p class="caption" role="heading">', '<p class="caption">')
     # the parameters of a long signature, one a line
     return PARAMETERS.sub(lambda found: found[1].replace("<dd>", "<span class=\"parameter\">").replace("</dd>", "</span>"), text)
