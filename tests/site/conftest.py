@@ -72,7 +72,10 @@ def tab(browser, address):
         page, troubles = context.new_page(), []
         page.on("console", lambda said: troubles.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("requestfailed", lambda request: troubles.append(f"lost: {request.url}"))
+        # a request that ends because the next page was opened is not lost
+        page.on("requestfailed", lambda request: None if request.failure == "net::ERR_ABORTED"
+                else troubles.append(f"lost: {request.url}, {request.failure}"))
+        page.on("response", lambda answer: troubles.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
         page.on("request", lambda request: None if request.url.startswith((address, "data:", "file:", "blob:"))
                 else troubles.append(f"from elsewhere: {request.url}"))
         page.troubles = troubles
