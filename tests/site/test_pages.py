@@ -126,3 +126,24 @@ def test_every_erratum_is_there(soups):
     page = soups["errata.html"]
     assert len(page.select("article dl dt")) == len(errata.entries())
     assert "not confirmed here" not in page.get_text()
+
+
+def test_made_tables_become_a_page(tmp_path):
+    """The largest scale that is there counts; figures are copied; nothing is made up where nothing is there."""
+    import sys
+    sys.path.insert(0, str(ROOT / "docs" / "site"))
+    from pages import tables
+    out = tmp_path / "out"
+    out.mkdir()
+    assert "None has been made" in tables.page(tmp_path, out)
+    result = {"verdict": "inconclusive", "why": "the intervals touch", "rows": [{"w": 1.5, "fd": 0.25}], "networks": {},
+              "n": 1024, "seeds": 1, "device": "two cores", "seconds": 61.0, "date": "2026-01-02", "commit": "abc1234"}
+    for scale, device in (("quick", "another machine"), ("cpu", "two cores")):
+        made = tmp_path / "runs" / "tables" / scale / "F"
+        made.mkdir(parents=True)
+        (made / "table.json").write_text(json.dumps(result | {"device": device}), "utf-8")
+    (made / "figure.png").write_bytes(b"not looked at")
+    page = tables.page(tmp_path, out)
+    assert "**Inconclusive**: the intervals touch" in page and "| 0.25 |" in page
+    assert "1,024 pictures, 1 seed, two cores, 61 s, 2026-01-02, commit abc1234." in page and "another machine" not in page
+    assert "### Published" in page and (out / "tables" / "F.png").is_file()

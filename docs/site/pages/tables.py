@@ -39,7 +39,7 @@ def page(root: Path, out: Path) -> str:
     lines += [f"These were made at the scale `{scale}`, {len(made)} of {len(tables.TABLES)}."
               + (" It takes seconds, shows that the computation works, and decides nothing." if scale == "quick" else ""), ""]
     for table, result in made:
-        lines += [f"## {table.name}. {table.title}", "", f"**{table.claim}** Falsified if: {table.falsified_if}", "",
+        lines += [f"## {table.name}. {table.title}", "", f"**{table.claim}.** Falsified if {table.falsified_if}.", "",
                   f"**{result['verdict'].capitalize()}**: {result['why']}", "",
                   *grid(report.heads(table, result), report.cells(table.columns, result["rows"]))]
         figure = place / table.name / "figure.png"
@@ -50,7 +50,8 @@ def page(root: Path, out: Path) -> str:
         if published := report.published(table):
             lines += [f"### Published: {published['title']}", "", *grid([*published["columns"], "source"], published["rows"])]
         lines += [*(f"- {note}" for note in table.notes), "",
-                  f"Device: {result.get('device', 'not noted')}; it took {report.took(result['seconds'])}.", ""]
+                  f"{result['n']:,} pictures, {result['seeds']} seed{'s' * (result['seeds'] > 1)}, {result['device']}, "
+                  f"{report.took(result['seconds'])}, {result['date']}, commit {result['commit']}.", ""]
     return "\n".join([*lines, "## Make them anew", "", HOW])
 
 
