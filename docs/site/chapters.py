@@ -1,6 +1,7 @@
-"""A figure in a chapter gets the words that stand for it: alt/NN_name.json, by the id of the cell that drew it."""
+"""A figure in a chapter gets the words that stand for it: alt/NN_name.json, by the heading that it stands under, in order."""
 
 import json
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -12,17 +13,23 @@ log = logging.getLogger(__name__)
 
 
 def figures(notebook: dict) -> list[str]:
-    """The id of the cell of each picture, in order."""
-    return [cell["id"] for cell in notebook["cells"] for output in cell.get("outputs", ())
-            if any(kind.startswith("image/") for kind in output.get("data", ()))]
+    """The nearest heading above each picture, in order."""
+    found, heading = [], ""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            prose = re.sub(r"^```.*?^```", "", "".join(cell["source"]), flags=re.M | re.S)       # a comment is no heading
+            heading = ([heading] + re.findall(r"^#+ +(.+)$", prose, re.M))[-1]
+        found += [heading for output in cell.get("outputs", ())
+                  if any(kind.startswith("image/") for kind in output.get("data", ()))]
+    return found
 
 
 def words(chapter: str, notebook: dict) -> list[str | None]:
     """What stands for each picture of a chapter; None where nobody has written it."""
     path = HERE / "alt" / f"{chapter}.json"
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    left = {cell: list(told) for cell, told in known.items()}
-    return [left[cell].pop(0) if left.get(cell) else None for cell in figures(notebook)]
+    left = {heading: list(told) for heading, told in known.items()}
+    return [left[heading].pop(0) if left.get(heading) else None for heading in figures(notebook)]
 
 
 def describe(app, tree):

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import sys
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
@@ -52,12 +54,12 @@ def test_every_figure_has_words(soups):
 
 
 def test_the_words_belong_to_figures_that_are_there():
+    sys.path.insert(0, str(ROOT / "docs" / "site"))
+    import chapters
     for path in CHAPTERS:
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        drawn = {c["id"]: n for c in cells
-                 if (n := sum(any(kind.startswith("image/") for kind in o.get("data", ())) for o in c.get("outputs", ())))}
+        drawn = Counter(chapters.figures(json.loads(path.read_text("utf-8"))))
         told = json.loads((ROOT / "docs" / "site" / "alt" / f"{path.stem}.json").read_text("utf-8"))
-        assert {cell: len(texts) for cell, texts in told.items()} == drawn, path.stem
+        assert {heading: len(texts) for heading, texts in told.items()} == drawn, path.stem
 
 
 def test_headings_go_down_one_step_at_a_time(soups):
@@ -130,7 +132,6 @@ def test_every_erratum_is_there(soups):
 
 def test_made_tables_become_a_page(tmp_path):
     """The largest scale that is there counts; figures are copied; nothing is made up where nothing is there."""
-    import sys
     sys.path.insert(0, str(ROOT / "docs" / "site"))
     from pages import tables
     out = tmp_path / "out"
