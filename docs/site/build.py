@@ -3,6 +3,7 @@
 Warnings are errors: a link that leads nowhere, a formula that cannot be read, a figure without words all end the build.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ def main() -> int:
     from stage import stage
     began = time.perf_counter()
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "site"
+    for old in ("html", "doctrees"):                           # all anew: pages of another time would stay otherwise
+        shutil.rmtree(folder / old, ignore_errors=True)
     source = stage(folder / "source")
     code = sphinx(["-b", "html", "-c", str(HERE), "-d", str(folder / "doctrees"), "-q", "--fail-on-warning", "--keep-going",
                    str(source), str(folder / "html")])
