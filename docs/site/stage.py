@@ -14,7 +14,7 @@ from pages import api, errata, tables
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+DOCUMENTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FOLDERS = {"datasets": "datasets/README.md", "solutions": "chapters.md", "notebooks": "chapters.md", "docs": "index.md"}
 FOLDED = {"solution": ("Show an answer", "Hide it"), "setup": ("Show the helpers for the figures", "Hide them")}

@@ -1,0 +1,262 @@
+"""README.ko.md says what README.md says: the same headings, code, pictures, tables, figures and links, and no section is stale.
+
+Above each Korean heading stands which English section it translates, and a hash of that: `<!-- en: 3f2a91c0 Install -->`. Where
+the English has changed since, the test names the section. Translate it again; `python -m tests.test_translation Install` then
+renews the hash, unless something still differs. Without a name it says which sections are stale, and what differs.
+"""
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE, TRANSLATION = ROOT / "README.md", ROOT / "README.ko.md"
+MARK = re.compile(r"<!-- en: ([0-9a-f]{8}) (.+) -->")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+INLINE = re.compile(r"`[^`]+`")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+@dataclass
+class Section:
+    level: int
+    heading: str
+    source: str | None = None           # the mark above it: the English heading, ...
+    made_from: str | None = None        # ... and the hash of what stood below it
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).strip()
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:8]
+
+
+def sections(text: str) -> list[Section]:
+    """From each heading to the next. A line of a code block that begins with # is none."""
+    found, mark, fenced = [], (None, None), False
+    for line in text.splitlines():
+        fenced ^= line.startswith("```")
+        if not fenced and (m := MARK.fullmatch(line)):
+            mark = m[2], m[1]
+            continue
+        if not fenced and (m := re.fullmatch(r"(#+) (.+)", line)):
+            found.append(Section(len(m[1]), m[2], *mark))
+            mark = None, None
+        found[-1].lines.append(line)
+    return found
+
+
+def commands(language: str, code: str) -> list[str]:
+    """What a code block does, without its comments. A block of no language is a tree of files: their names, without the words."""
+    if not language:
+        return [line.split()[0] for line in code.splitlines() if re.match(r" {0,2}\S", line)]
+    return [re.sub(r"(^|\s+)# .*", "", line) for line in code.splitlines()]
+
+
+def numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d+(?:[.,]\d+)*", text))
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def facts(section: Section, document: list[Section]) -> dict[str, object]:
+    """What a translation keeps as it is. A link to a heading counts as one to the section that the heading is of."""
+    headings = {"#" + re.sub(r"[^\w\- ]", "", s.heading.lower()).replace(" ", "-"): s.source or s.heading for s in document}
+    prose = FENCED.sub("", section.text)
+    links = [(kind, {"README.md": "README.ko.md"}.get(target, target)) for kind, _, target in LINK.findall(prose)]
+    tables = [list(lines) for is_table, lines in groupby(prose.splitlines(), lambda line: line.startswith("|")) if is_table]
+    return {
+        "level of the heading": section.level,
+        "code": [(language, commands(language, code)) for language, code in FENCED.findall(section.text)],
+        "pictures": [target for kind, target in links if kind],
+        "links": sorted(headings.get(t, f"no heading {t}") if t[0] == "#" else t for kind, t in links if not kind),
+        "names in `...`": sorted(INLINE.findall(prose)),
+        "rows of the tables": [len(table) for table in tables],
+        "numbers in the tables": [[[numbers(cell) for cell in cells(row)] for row in table] for table in tables],
+    }
+
+
+def words(section: Section) -> str:
+    """The text outside code and tables, without link targets: what remains of a paragraph to be read."""
+    text = "\n".join(line for line in FENCED.sub("", section.text).splitlines() if not line.startswith("|"))
+    return LINK.sub(r"\2", INLINE.sub("``", text))
+
+
+def untranslated(section: Section) -> list[str]:
+    """Four English words in a row, outside code and outside titles of papers, `*High-Resolution ...*`."""
+    tables = "\n".join(line for line in section.lines if line.startswith("|"))
+    text = re.sub(r"(?<!\*)\*[^*\n]+\*(?!\*)", "", words(section) + "\n" + INLINE.sub("``", tables))
+    return re.findall(r"(?:[A-Za-z][A-Za-z'-]*\s+){3,}[A-Za-z'-]+", text)
+
+
+def differences(english: list[Section], korean: list[Section], heading: str) -> list[str]:
+    """What the translation of one section lacks, in words; nothing where it says the same."""
+    section = next(s for s in english if s.heading == heading)
+    own = next((s for s in korean if s.source == heading), None)
+    if own is None:
+        return [f"there is no section under <!-- en: {section.hash} {heading} -->"]
+    ours, theirs = facts(section, english), facts(own, korean)
+    found = [f"{what}: {first_difference(ours[what], theirs[what])}" for what in ours if ours[what] != theirs[what]]
+    missing = Counter(numbers(words(section))) - Counter(numbers(words(own)))     # (words may become digits)
+    found += [f"numbers of the text that are missing: {', '.join(missing)}"] if missing else []
+    return found + [f"not translated: {passage!r}" for passage in untranslated(own)]
+
+
+def first_difference(ours, theirs) -> str:
+    """The innermost pair that differs, where both are lists of one length; else what one has more often than the other."""
+    while isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
+        ours, theirs = next((a, b) for a, b in zip(ours, theirs, strict=True) if a != b)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        more = [x for i, x in enumerate(ours) if ours[:i + 1].count(x) > theirs.count(x)]
+        less = [x for i, x in enumerate(theirs) if theirs[:i + 1].count(x) > ours.count(x)]
+        return f"only the English has {more}, only the Korean {less}"
+    return f"{ours!r} in English, {theirs!r} in Korean"
+
+
+ENGLISH, KOREAN = (sections(path.read_text("utf-8")) for path in (SOURCE, TRANSLATION))
+HEADINGS = [section.heading for section in ENGLISH]
+
+
+def test_the_headings_are_those_of_the_english_in_its_order():
+    assert len(set(HEADINGS)) == len(HEADINGS)
+    assert [(s.level, s.source) for s in KOREAN] == [(s.level, s.heading) for s in ENGLISH]
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+def test_the_translation_says_the_same(heading):
+    assert not differences(ENGLISH, KOREAN, heading)
+
+
+def test_the_translation_is_of_the_present_english():
+    changed = stale(ENGLISH, KOREAN)
+    assert not changed, f"changed in README.md since it was translated: {changed}; what to do is said at the head of this file"
+
+
+def stale(english: list[Section], korean: list[Section]) -> list[str]:
+    """The sections whose English is not what was translated."""
+    now = {section.heading: section.hash for section in english}
+    return [section.source or section.heading for section in korean if now.get(section.source) != section.made_from]
+
+
+A, B = ("""# One
+[한국어](README.ko.md), see [Two](#two) and `a.py`. It took 1,024 pictures.
+```bash
+# a comment
+make demo    # all of it
+```
+## Two
+![alt](a.png)
+| part | right |
+|---|---|
+| one of 3 | 9.5 % |
+```
+course/      components
+  data/      pictures
+             that are drawn
+```
+""", """<!-- en: 00000000 One -->
+# 하나
+[English](README.md), [둘](#둘)과 `a.py`를 보세요. 그림 1,024장이 들었습니다.
+```bash
+# 설명
+make demo    # 모두
+```
+<!-- en: 00000000 Two -->
+## 둘
+![그림](a.png)
+| 부분 | 맞음 |
+|---|---|
+| 3 중 하나 | 9.5 % |
+```
+course/      구성 요소
+  data/      그려지는 그림
+```
+""")
+
+
+def test_a_faithful_translation_has_no_differences():
+    assert not differences(sections(A), sections(B), "One") and not differences(sections(A), sections(B), "Two")
+
+
+@pytest.mark.parametrize("old, new, heading, kind", [
+    ("make demo ", "make lab ", "One", "code"),
+    ("```bash", "```bat", "One", "code"),
+    ("`a.py`", "`b.py`", "One", "names in"),
+    ("1,024", "1,025", "One", "numbers of the text"),
+    ("(#two)", "(#three)", "One", "links"),
+    ("(#two)", "(#one)", "One", "links"),
+    ("(README.ko.md)", "(README.de.md)", "One", "links"),
+    ("## Two", "### Two", "Two", "level"),
+    ("9.5 %", "9.6 %", "Two", "numbers in the tables"),
+    ("one of 3", "one", "Two", "numbers in the tables"),
+    ("|---|---|\n", "|---|---|\n| x | y |\n", "Two", "rows of the tables"),
+    ("  data/", "  date/", "Two", "code"),
+    ("(a.png)", "(b.png)", "Two", "pictures"),
+    ("## Two", "## New\n\n## Two", "New", "there is no section"),
+])
+def test_a_change_of_the_english_is_found(old, new, heading, kind):
+    assert old in A
+    english, korean = sections(A.replace(old, new, 1)), sections(B)
+    found = {s.heading: differences(english, korean, s.heading) for s in english}
+    assert found[heading][0].startswith(kind)
+    assert [name for name, said in found.items() if said] == [heading]
+
+
+@pytest.mark.parametrize("passage", ["The loss is the mean error.", "| 부분 | what the model draws |"])
+def test_what_is_left_in_english_is_found(passage):
+    korean = sections(B.replace("## 둘\n", f"## 둘\n{passage}\n"))
+    assert untranslated(korean[1]) and not untranslated(korean[0])
+
+
+def test_a_changed_word_makes_its_section_stale_until_it_is_renewed():
+    korean = renewed(B, sections(A), ["One", "Two"])
+    changed = sections(A.replace("It took", "It has taken"))
+    assert stale(sections(A), sections(B)) == ["One", "Two"]
+    assert stale(sections(A), sections(korean)) == []
+    assert stale(changed, sections(korean)) == ["One"]
+    assert stale(changed, sections(renewed(korean, changed, ["One"]))) == []
+    assert stale(changed, sections(renewed(korean, changed, ["Two"]))) == ["One"]
+
+
+def renewed(translation: str, english: list[Section], headings: list[str]) -> str:
+    """The translation with the present hashes above these sections."""
+    now = {section.heading: section.hash for section in english if section.heading in headings}
+    mark = "<!-- en: {} {} -->".format
+    for section in sections(translation):
+        if section.source in now:
+            translation = translation.replace(mark(section.made_from, section.source), mark(now[section.source], section.source))
+    return translation
+
+
+def main(headings: list[str]) -> int:
+    """0: all well, 1: something is stale or differs, 2: no such section."""
+    if unknown := set(headings) - set(HEADINGS):
+        print(f"README.md has no section {sorted(unknown)}; it has {HEADINGS}", file=sys.stderr)
+        return 2
+    found = {heading: differences(ENGLISH, KOREAN, heading) for heading in headings or HEADINGS}
+    for heading, said in found.items():
+        for line in said:
+            print(f"{heading}: {line}")
+    if headings and not any(found.values()):
+        from course import files  # here, since it brings torch
+        files.write_bytes(TRANSLATION, renewed(TRANSLATION.read_text("utf-8"), ENGLISH, headings).encode())
+        return 0
+    changed = [] if headings else stale(ENGLISH, KOREAN)
+    for heading in changed:
+        print(f"{heading}: changed since it was translated")
+    return int(bool(changed) or any(found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
