@@ -35,7 +35,10 @@ def finish(app, error):
     names: dict[Path, set[str]] = {}
     for path in Path(app.outdir).rglob("*.html"):
         if "_static" not in path.parts and "_downloads" not in path.parts:
-            path.write_text(pruned(path, mended(path.read_text("utf-8")), names), "utf-8")
+            text = pruned(path, mended(path.read_text("utf-8")), names)
+            if path.stem.endswith(".ko"):                       # a page in Korean says so to screen readers, and gets its fonts
+                text = text.replace('lang="en"', 'lang="ko"', 1)
+            path.write_text(text, "utf-8")
 
 
 def setup(app):
