@@ -152,9 +152,13 @@ def pdf(page: Path) -> Path:
     return path
 
 
+def grid(columns: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = ([cell.replace("|", r"\|") for cell in line] for line in (columns, ["---"] * len(columns), *rows))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
 def markdown(table: Table, result: dict) -> str:
-    def grid(columns: list[str], rows: list[list[str]]) -> str:
-        return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)) + "\n"
     said = [grid(heads(table, result), cells(table.columns, result["rows"])), f"{result['verdict']}: {result['why']}\n"]
     for part in beside(table, result):
         said += [f"{part['title']}:\n", grid(part["columns"], part["rows"])]
@@ -173,11 +177,11 @@ def latex(table: Table, result: dict) -> str:
     def safe(text: str) -> str:
         return "".join("\\" + sign if sign in "&%$#_{}" else sign for sign in text)
 
-    def grid(columns: list[str], rows: list[list[str]]) -> str:
+    def tabular(columns: list[str], rows: list[list[str]]) -> str:
         first, *body = (" & ".join(map(safe, line)) + r" \\" for line in (columns, *rows))
         lines = [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"  \toprule", f"  {first}", r"  \midrule",
                  *(f"  {line}" for line in body), r"  \bottomrule", r"\end{tabular}"]
         return "\n".join(lines) + "\n"
-    said = [grid(heads(table, result), cells(table.columns, result["rows"]))]
-    said += [f"% {part['title']}\n" + grid(part["columns"], part["rows"]) for part in beside(table, result)]
+    said = [tabular(heads(table, result), cells(table.columns, result["rows"]))]
+    said += [f"% {part['title']}\n" + tabular(part["columns"], part["rows"]) for part in beside(table, result)]
     return "\n".join(said)

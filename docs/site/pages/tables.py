@@ -41,21 +41,15 @@ def page(root: Path, out: Path) -> str:
     for table, result in made:
         lines += [f"## {table.name}. {table.title}", "", f"**{table.claim}.** Falsified if {table.falsified_if}.", "",
                   f"**{result['verdict'].capitalize()}**: {result['why']}", "",
-                  *grid(report.heads(table, result), report.cells(table.columns, result["rows"]))]
+                  report.grid(report.heads(table, result), report.cells(table.columns, result["rows"]))]
         figure = place / table.name / "figure.png"
         if figure.is_file():
             (out / "tables").mkdir(exist_ok=True)
             shutil.copyfile(figure, out / "tables" / f"{table.name}.png")
             lines += [f"![Table {table.name} as a figure: {table.title}](tables/{table.name}.png)", ""]
-        if published := report.published(table):
-            lines += [f"### Published: {published['title']}", "", *grid([*published["columns"], "source"], published["rows"])]
+        for part in report.beside(table, result):
+            lines += [f"### {part['title']}", "", report.grid(part["columns"], part["rows"])]
         lines += [*(f"- {note}" for note in table.notes), "",
                   f"{result['n']:,} pictures, {result['seeds']} seed{'s' * (result['seeds'] > 1)}, {result['device']}, "
                   f"{report.took(result['seconds'])}, {result['date']}, commit {result['commit']}.", ""]
     return "\n".join([*lines, "## Make them anew", "", HOW])
-
-
-def grid(head: list[str], rows: list[list]) -> list[str]:
-    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
-    return ["| " + " | ".join(row) + " |" for row in cells] + [""]
-
