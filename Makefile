@@ -46,7 +46,7 @@ test: FAST := -m "not slow"
 test-all: export COURSE_SOAK := 20
 test-all: nbgrader
 test test-all:
-	COURSE_PROFILE=quick OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile $(FAST)
+	COURSE_PROFILE=quick OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --timeout 1200 $(FAST)
 	COURSE_PROFILE=quick COURSE_GRADING=1 $(NBVAL) solutions
 	COURSE_PROFILE=quick $(NBVAL) notebooks
 

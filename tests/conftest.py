@@ -10,7 +10,8 @@ from course import presets, text, unet, vae
 from course.pipeline import StableDiffusion
 from course.tokenizer import Tokenizer
 
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)       # `make test` has a process for each core
+# `make test` has a process for each core: threads beside them would wait for each other
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture(scope="session")

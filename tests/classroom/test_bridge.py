@@ -2,9 +2,11 @@
 
 import os
 import socket
+import sys
 import types
 from unittest import mock
 
+import cloudpickle
 import pytest
 import torch
 from torch import nn
@@ -13,43 +15,12 @@ from course.classroom import checks, mutants
 from course.classroom.bridge import Bridge
 from course.classroom.plugin import changes_what_it_is_given, fitting
 from course.classroom.wire import HEAD, Channel, Interrupted
+from tests.classroom.children import Child
 
 ANSWERS = mutants.load()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Before the first fork: a child that inherits a pool of threads waits for ones that it does not have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Child:
-    """A process that holds an answer, and the grader's end of the bridge to it."""
-
-    def __init__(self, answer, seconds: float = 60):
-        mine, theirs = socket.socketpair()
-        self.process = os.fork()
-        if self.process == 0:
-            mine.close()
-            torch.set_num_threads(1)                            # the parent's threads are not there after a fork
-            try:
-                bridge = Bridge(Channel(theirs), strict=False)
-                bridge.namespace = {"answer": answer}
-                bridge.serve()
-            finally:
-                os._exit(0)
-        theirs.close()
-        self.line, self.bridge = mine, Bridge(Channel(mine, seconds), strict=True)
-
-    def __enter__(self):
-        return self.bridge
-
-    def __exit__(self, *_):
-        self.line.close()
-        os.waitpid(self.process, 0)
+cloudpickle.register_pickle_by_value(sys.modules[__name__])     # answers are functions and classes of this file
 
 
 def through(id: str, answer) -> checks.Result:
