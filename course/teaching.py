@@ -18,7 +18,9 @@ app = typer.Typer()
 def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter numbers or names; default: all.")] = None,
             check: Annotated[bool, typer.Option("--check", help="Only say whether the notebooks are in step.")] = False,
             mutants: Annotated[bool, typer.Option("--mutants", help="Only try the wrong and the right answers that each check "
-                                                  "comes with.")] = False) -> None:
+                                                  "comes with.")] = False,
+            prose: Annotated[bool, typer.Option("--prose", help="Only text changed: keep what the cells printed and drew.")] = False,
+            ) -> None:
     """Build the solution and the student notebook of each chapter from its percent script."""
     from course.classroom import mutants as answers
     from course.classroom import release as building
@@ -35,7 +37,7 @@ def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter n
         if check:
             differences += building.check_in_step(path)
         else:
-            building.build(path)
+            building.build(path, prose=prose)
             print(f"built {path.stem}")
     for line in differences:
         print(line)
@@ -72,10 +74,11 @@ Folder = Annotated[Path, typer.Argument(help="The folder you work in.")]
 
 
 @app.command()
-def start(folder: Folder = Path("my-notebooks")) -> None:
+def start(folder: Folder = Path("my-notebooks"),
+          language: Annotated[str, typer.Option(help="Of the text: en or ko. Code and its comments are English.")] = "en") -> None:
     """Copy the notebooks to a folder of your own. One that is already there is never touched, also not by a later release."""
     from course.classroom import working
-    copied, left = working.start(folder)
+    copied, left = working.start(folder, language=language)
     print(f"{len(copied)} notebooks copied to {folder}, {len(left)} already there and left as they are")
     print(f"now: course lab {folder}")
 

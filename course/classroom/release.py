@@ -51,15 +51,19 @@ def chapters() -> list[Path]:
     raise ReleaseError(f"no chapters in {ROOT / 'solutions'}: `course release` works in a checkout")
 
 
-def build(path: str | Path, execute: bool = True) -> tuple[Path, Path]:
+def build(path: str | Path, execute: bool = True, prose: bool = False) -> tuple[Path, Path]:
     """Write both notebooks of the chapter at `path`; returns (solution, student).
 
+    With `prose=True` nothing is executed: the outputs are those of the notebook on disk, whose code must be the same.
     With `execute=False` the solution is written without outputs, which `check_in_step` reports.
     Raises ReleaseError for a malformed exercise, a cell that fails or warns, or an output that is too large.
     """
     path = Path(path)
     solution, student = notebooks(path)
-    _execute(solution, path) if execute else None
+    if prose:
+        _keep_outputs(solution, _places(path)[0])
+    elif execute:
+        _execute(solution, path)
     for notebook, place in zip((solution, student), _places(path), strict=True):
         data = (nbformat.writes(notebook).rstrip("\n") + "\n").encode("utf-8")
         if len(data) > NOTEBOOK_LIMIT:
@@ -234,6 +238,22 @@ def _execute(notebook, path: Path) -> None:
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
         cell.outputs = [_normalised(output, f"{path.name}, cell {cell.id}") for output in cell.outputs
                         if "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]
+
+
+def _keep_outputs(notebook, place: Path) -> None:
+    """Take the outputs from the notebook at `place`, cell by cell."""
+    try:
+        before = [c for c in nbformat.reads(place.read_text("utf-8"), as_version=4).cells if c.cell_type == "code"]
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise ReleaseError(f"{place.name} has no outputs to keep ({type(error).__name__}): build it without --prose") from None
+    now = [c for c in notebook.cells if c.cell_type == "code"]
+    changed = [c.id for c in now if c.source not in {b.source for b in before}]
+    if changed or len(now) != len(before):
+        raise ReleaseError(f"{place.name}: its code changed ({', '.join(changed) or 'a cell is gone'}): build it without --prose")
+    for cell, old in zip(now, before, strict=True):
+        if cell.source != old.source:
+            raise ReleaseError(f"{place.name}: cell {cell.id} moved: build it without --prose")
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
 
 
 def _normalised(output, where: str):

@@ -17,6 +17,7 @@ import io
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -45,8 +46,8 @@ msgstr ""
 
 
 def languages(source: Path = NOTEBOOKS) -> list[str]:
-    """The languages that have a catalogue, by their codes (`ko`)."""
-    return sorted({path.parent.name for path in source.glob("*/*.po")})
+    """The languages that chapters can be read in, by their codes: English, and those that have a catalogue."""
+    return ["en", *sorted({path.parent.name for path in source.glob("*/*.po")})]
 
 
 def passages(text: str) -> list[str]:
@@ -73,14 +74,14 @@ def bare(passage: str) -> str:
     return passage
 
 
-def template(notebook: NotebookNode) -> Catalog:
-    """A catalogue without translations; each entry says which cells it comes from."""
-    catalogue = Catalog(fuzzy=False)
+def prose(notebook: NotebookNode) -> dict[str, str]:
+    """Passage -> where it stands first, in the chapter's order."""
+    found: dict[str, str] = {}
     for cell in notebook.cells:
         for passage in passages(cell.source) if cell.cell_type == "markdown" else ():
             if has_words(passage):
-                catalogue.add(passage, auto_comments=[] if passage in catalogue else [f"cell {cell.id}"])
-    return catalogue
+                found.setdefault(passage, f"cell {cell.id}")
+    return found
 
 
 def load(path: Path) -> Catalog:
@@ -100,6 +101,14 @@ def translated(notebook: NotebookNode, catalogue: Catalog) -> NotebookNode:
     return notebook
 
 
+def read(path: Path, language: str = "en") -> NotebookNode:
+    """A chapter's notebook in a language. Raises UsageError for a language in which there is none."""
+    if language not in (known := languages()):
+        raise UsageError(f"the chapters are not there in {language!r}; expected one of {', '.join(known)}")
+    notebook, place = nbformat.read(path, as_version=4), NOTEBOOKS / language / f"{path.stem}.po"
+    return translated(notebook, load(place)) if place.is_file() else notebook
+
+
 def replaced(text: str, catalogue: Catalog) -> str:
     parts = []
     for passage in passages(text):
@@ -108,18 +117,18 @@ def replaced(text: str, catalogue: Catalog) -> str:
     return "\n\n".join(parts)
 
 
-def faults(notebook: NotebookNode, catalogue: Catalog) -> list[str]:
+def faults(wanted: Iterable[str], catalogue: Catalog) -> list[str]:
     """What a translation lacks, in words: passages that are missing, stale, or do not say what the English says."""
-    wanted = template(notebook)
-    found = [f"not in the chapter any more: {_start(entry.id)}" for entry in catalogue if entry.id and entry.id not in wanted]
-    for entry in (entry for entry in wanted if entry.id):
-        own = catalogue.get(entry.id)
+    wanted = list(wanted)
+    found = [f"not in the English any more: {_start(entry.id)}" for entry in catalogue if entry.id and entry.id not in wanted]
+    for passage in wanted:
+        own = catalogue.get(passage)
         if own is None or not own.string:
-            found.append(f"not translated: {_start(entry.id)}")
+            found.append(f"not translated: {_start(passage)}")
         elif own.fuzzy:
-            found.append(f"the English changed since: {_start(entry.id)}")
+            found.append(f"the English changed since: {_start(passage)}")
         else:
-            found += [f"{fault}: {_start(entry.id)}" for fault in differences(entry.id, own.string)]
+            found += [f"{fault}: {_start(passage)}" for fault in differences(passage, own.string)]
     return found
 
 
@@ -149,8 +158,8 @@ def numbers(text: str) -> list[str]:
 
 
 def left_in_english(passage: str) -> list[str]:
-    """Four English words in a row, outside code and outside titles of papers, `*High-Resolution ...*`."""
-    text = re.sub(r"(?<!\*)\*[^*\n]+\*(?!\*)", "", bare(passage))
+    """Four English words in a row, outside code, titles of papers (`*High-Resolution ...*`), quotations and `A et al.`."""
+    text = re.sub(r'(?<!\*)\*[^*\n]+\*(?!\*)|"[^"\n]*"|[A-Za-z ]+ et al\.', "", bare(passage))
     return re.findall(r"(?:[A-Za-z][A-Za-z'-]*\s+){3,}[A-Za-z'-]+", text)
 
 
@@ -164,18 +173,22 @@ def _start(passage: str) -> str:
     return repr(line if len(line) <= 60 else line[:57] + "...")
 
 
-def update(path: Path, notebook: NotebookNode) -> None:
-    """Bring a catalogue in step with its notebook: nothing that was translated is lost, a changed passage becomes fuzzy."""
-    catalogue = load(path) if path.is_file() else Catalog(locale=path.parent.name)
-    wanted = template(notebook)
-    catalogue.update(wanted)
+def update(path: Path, wanted: dict[str, str]) -> None:
+    """Bring a catalogue in step with the English: what was translated is kept, a changed passage becomes fuzzy.
+
+    `wanted` maps each passage, in order, to where it stands.
+    """
+    catalogue, fresh = load(path) if path.is_file() else Catalog(locale=path.parent.name), Catalog(fuzzy=False)
+    for passage, place in wanted.items():
+        fresh.add(passage, auto_comments=[place])
+    catalogue.update(fresh)                                                        # a near match of an old passage: fuzzy
     ordered = Catalog(locale=catalogue.locale, fuzzy=False)
-    for entry in (entry for entry in wanted if entry.id):                           # in the chapter's order
-        own = catalogue[entry.id]
-        ordered.add(entry.id, own.string, flags=own.flags, auto_comments=entry.auto_comments, previous_id=own.previous_id)
+    for passage, place in wanted.items():
+        own = catalogue[passage]
+        ordered.add(passage, own.string, flags=own.flags, auto_comments=[place])
     text = io.BytesIO(HEADER.format(path.parent.name).encode())
     text.seek(0, io.SEEK_END)
-    pofile.write_po(text, ordered, width=0, omit_header=True, include_previous=True)
+    pofile.write_po(text, ordered, width=0, omit_header=True)
     files.write_bytes(path, text.getvalue())
 
 
@@ -189,10 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
         if given.chapters and not any(path.name.startswith(name) for name in given.chapters):
             continue
-        notebook, place = nbformat.read(path, as_version=4), path.parent / given.language / f"{path.stem}.po"
+        wanted, place = prose(nbformat.read(path, as_version=4)), path.parent / given.language / f"{path.stem}.po"
         if not given.check:
-            update(place, notebook)
-        for fault in faults(notebook, load(place)) if place.is_file() else ["no catalogue"]:
+            update(place, wanted)
+        for fault in faults(wanted, load(place)) if place.is_file() else ["no catalogue"]:
             print(f"{place.name}: {fault}")
             count += 1
     return int(given.check and count > 0)

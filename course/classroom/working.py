@@ -1,6 +1,7 @@
 """A student's working folder: where the notebooks are worked on, how far one has come, and where to go on.
 
     course start my-notebooks        copies the chapters there; a notebook that is already there is never touched
+    course start my-notebooks --language ko      the same with the text in Korean (translate.py)
     course progress my-notebooks     which exercises are done, read from what the check cells last said
     course lab my-notebooks          JupyterLab on the first chapter with an open exercise
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 
 from course import files
+from course.classroom import translate
 from course.classroom.release import ROOT
 from course.errors import UsageError
 
@@ -39,8 +41,11 @@ class Chapter:
         return sum(points == most for _, points, most in self.exercises)
 
 
-def start(folder: str | Path, source: Path = ROOT / "notebooks") -> tuple[list[str], list[str]]:
-    """Copy the student notebooks to `folder`; returns (copied, left as they are). Raises UsageError outside a checkout."""
+def start(folder: str | Path, source: Path = ROOT / "notebooks", language: str = "en") -> tuple[list[str], list[str]]:
+    """Copy the student notebooks to `folder`; returns (copied, left as they are).
+
+    Their text can be in another language, `ko`. Raises UsageError outside a checkout, and for a language that is not there.
+    """
     folder, found = Path(folder), sorted(source.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise UsageError(f"no notebooks in {source}: `course start` works in a checkout of the course")
@@ -49,8 +54,9 @@ def start(folder: str | Path, source: Path = ROOT / "notebooks") -> tuple[list[s
     if folder.resolve() == source.resolve():
         raise UsageError(f"{folder} holds the notebooks themselves; choose another folder to work in")
     new = [path for path in found if not (folder / path.name).exists()]
-    for path in new:
-        files.write_bytes(folder / path.name, path.read_bytes())
+    texts = [path.read_bytes() if language == "en" else nbformat.writes(translate.read(path, language)).encode() for path in new]
+    for path, text in zip(new, texts, strict=True):                                # all read before the first is written
+        files.write_bytes(folder / path.name, text)
     return [p.name for p in new], [p.name for p in found if p not in new]
 
 
