@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import words
 from docutils import nodes
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
@@ -24,7 +25,7 @@ def figures(notebook: dict) -> list[str]:
     return found
 
 
-def words(chapter: str, notebook: dict) -> list[str | None]:
+def told(chapter: str, notebook: dict) -> list[str | None]:
     """What stands for each picture of a chapter; None where nobody has written it."""
     path = HERE / "alt" / f"{chapter}.json"
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -40,13 +41,14 @@ def describe(app, tree):
     pictures = [node for node in tree.findall(nodes.image) if "output" in str(node.get("uri"))
                 or "jupyter_execute" in str(node.get("uri"))]
     chapter = where.removeprefix("solutions/")
-    told = words(chapter, json.loads((Path(app.srcdir) / f"{where}.ipynb").read_text("utf-8")))
-    if len(told) != len(pictures):
-        raise ExtensionError(f"{chapter}: {len(told)} pictures in the notebook, {len(pictures)} on its page")
-    for number, (node, text) in enumerate(zip(pictures, told, strict=True), 1):
+    texts = told(chapter, json.loads((HERE.parents[1] / "solutions" / f"{chapter}.ipynb").read_text("utf-8")))
+    if len(texts) != len(pictures):
+        raise ExtensionError(f"{chapter}: {len(texts)} pictures in the notebook, {len(pictures)} on its page")
+    t = words.translator(app.config.language)
+    for number, (node, text) in enumerate(zip(pictures, texts, strict=True), 1):
         if text is None:
             log.warning("figure %d has no words in docs/site/alt/%s.json", number, chapter, location=where, type="alt")
-        node["alt"] = text or ""
+        node["alt"] = t(text or "")
 
 
 def setup(app):

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import words
+
+TRANSLATED = ("index.html", "chapters.html", "search.html", "genindex.html")       # beside the chapters
 BACK = re.compile(r'<a class="viewcode-back" href="([^"#]+)#([^"]+)">\[docs\]</a>')
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)
 
@@ -29,16 +32,36 @@ def pruned(path: Path, text: str, names: dict[Path, set[str]]) -> str:
     return BACK.sub(keep, text)
 
 
+def switch(page: str, language: str) -> str:
+    """Links from a page to itself in the other languages."""
+    up = "../" * (page.count("/") + (language != "en"))
+    places = {code: up + ("" if code == "en" else f"{code}/") + page for code in words.LANGUAGES if code != language}
+    return "".join(f'<a class="language" lang="{code}" hreflang="{code}" href="{place}">{words.LANGUAGES[code]}</a>'
+                   for code, place in places.items())
+
+
+def languages(page: str, text: str, language: str) -> str:
+    """A page with links to its other languages, and marked where its text is not in the site's own."""
+    for place in ("header", "content"):
+        mark = re.search(rf'<div class="theme-toggle-container theme-toggle-{place}">', text)
+        if mark:
+            text = text[:mark.start()] + switch(page, language) + text[mark.start():]
+    own = "ko" if page.endswith(".ko.html") else language if page in TRANSLATED or page.startswith("solutions/") else "en"
+    if own != language:                                        # for screen readers, and for the right fonts
+        text = re.sub(r"<article\b", f'<article lang="{own}"', text, count=1)
+    return text
+
+
 def finish(app, error):
     if error or app.builder.format != "html":
         return
     names: dict[Path, set[str]] = {}
-    for path in Path(app.outdir).rglob("*.html"):
-        if "_static" not in path.parts and "_downloads" not in path.parts:
+    out, language = Path(app.outdir), app.config.language
+    for path in out.rglob("*.html"):
+        page = path.relative_to(out).as_posix()
+        if not {"_static", "_downloads", *words.LANGUAGES} & set(path.relative_to(out).parts):
             text = pruned(path, mended(path.read_text("utf-8")), names)
-            if path.stem.endswith(".ko"):                       # a page in Korean says so to screen readers, and gets its fonts
-                text = text.replace('lang="en"', 'lang="ko"', 1)
-            path.write_text(text, "utf-8")
+            path.write_text(languages(page, text, language), "utf-8")
 
 
 def setup(app):

@@ -5,23 +5,27 @@
     README.md ... docs/**  datasets/*.md         as they are, with the files that they link to
 """
 
-import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
+import words
 from pages import api, errata, tables
+
+from course.classroom import translate
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DOCUMENTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 FOLDERS = {"datasets": "datasets/README.md", "solutions": "chapters.md", "notebooks": "chapters.md", "docs": "index.md"}
-FOLDED = {"solution": ("Show an answer", "Hide it"), "setup": ("Show the helpers for the figures", "Hide them")}
 
 
-def stage(out: Path) -> Path:
-    """Write all sources of the site to `out`, which is emptied; returns it."""
+def stage(out: Path, language: str = "en") -> Path:
+    """Write all sources of the site in a language to `out`, which is emptied; returns it. What is not translated is English."""
+    t = words.translator(language)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     documents = [ROOT / name for name in DOCUMENTS if (ROOT / name).is_file()]
@@ -29,8 +33,9 @@ def stage(out: Path) -> Path:
     documents += sorted((ROOT / "datasets").glob("*.md"))
     for path in documents:
         document(path, out)
-    names = [chapter(path, out) for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))]
-    pages = {"index.md": (HERE / "index.md").read_text("utf-8"), "chapters.md": contents(names),
+    names = [chapter(path, out, language, t) for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))]
+    entry = HERE / ("index.md" if language == "en" else f"index.{language}.md")
+    pages = {"index.md": entry.read_text("utf-8"), "chapters.md": contents(names, t),
              "reading.md": reading(documents), "errata.md": errata.page(), "tables.md": tables.page(ROOT, out), **api.pages()}
     for name, text in pages.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,25 +77,24 @@ def copy(path: Path, out: Path) -> None:
     shutil.copyfile(path, place)
 
 
-def chapter(path: Path, out: Path) -> str:
+def chapter(path: Path, out: Path, language: str, t: Callable[[str], str]) -> str:
     """Copy an executed chapter, with answers and helpers to be folded; returns the name of its page."""
-    notebook = json.loads(path.read_text("utf-8"))
+    notebook = translate.read(path, language)
     for cell in notebook["cells"]:
         tags = cell["metadata"].setdefault("tags", [])
-        kind = cell["metadata"].get("course", {}).get("role") or next((tag for tag in tags if tag in FOLDED), None)
-        if cell["cell_type"] == "code" and kind in FOLDED:
+        kind = cell["metadata"].get("course", {}).get("role") or next((tag for tag in tags if tag in words.FOLDED), None)
+        if cell["cell_type"] == "code" and kind in words.FOLDED:
             tags.append("hide-input")
-            cell["metadata"]["mystnb"] = dict(zip(("code_prompt_show", "code_prompt_hide"), FOLDED[kind], strict=True))
+            show, hide = map(t, words.FOLDED[kind])
+            cell["metadata"]["mystnb"] = {"code_prompt_show": show, "code_prompt_hide": hide}
     place = out / "solutions" / path.name
     place.parent.mkdir(exist_ok=True)
-    place.write_text(json.dumps(notebook), "utf-8")
+    place.write_text(nbformat.writes(notebook), "utf-8")
     return f"solutions/{path.stem}"
 
 
-def contents(chapters: list[str]) -> str:
-    return "\n".join(["# The chapters", "",
-                      "Each page is a chapter as it was executed: text, code, and the figures that came out. Answers and hints",
-                      "are folded; `make lab` opens the same chapters as notebooks in which you write them yourself.", "",
+def contents(chapters: list[str], t: Callable[[str], str]) -> str:
+    return "\n".join([f"# {t(words.CHAPTERS)}", "", t(words.ABOUT_CHAPTERS), "",
                       "```{toctree}", ":maxdepth: 1", "", *chapters, "```", ""])
 
 
