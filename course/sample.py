@@ -178,11 +178,13 @@ def read_hint(picture: str | Path | BinaryIO, name: str | Path) -> Tensor:
     """What a ControlNet is shown, (1,3,H,W) in [0,1]. Raises UsageError, which calls the picture by `name`."""
     try:
         with Image.open(picture) as image:
+            # programs to draw with save opaque pictures with an alpha, too
+            opaque = image.mode in ("1", "L", "RGB") or image.mode == "RGBA" and image.getextrema()[3][0] == 255
             mode, pixel = image.mode, torch.from_numpy(np.array(image.convert("RGB")))   # (H,W,3) uint8
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"no picture can be read from {name}: {error}") from None
-    if mode not in ("1", "L", "RGB"):
-        raise UsageError(f"a control picture must be black and white, gray or RGB, got {name} with mode {mode}")
+    if not opaque:
+        raise UsageError(f"a control picture must be black and white, gray or RGB, got {name} with mode {mode}, not all opaque")
     return pixel.permute(2, 0, 1)[None].float() / 255                                    # (1,3,H,W)
 
 

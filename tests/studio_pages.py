@@ -25,12 +25,14 @@ def running(catalogue, host: str = "127.0.0.1"):
         await server.serve(catalogue, host, 0, "cpu", "cpu", ready)
 
     task = loop.create_task(listen())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)))
+    thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.wait([task])), daemon=True)
     thread.start()
     assert begun.wait(20)
-    yield address[0]
-    loop.call_soon_threadsafe(task.cancel)
-    thread.join(20)
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(20)
     assert not thread.is_alive()
     loop.close()
 

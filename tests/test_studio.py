@@ -64,7 +64,7 @@ def form(folder):
 
 
 def drawing(size: int = 32, empty: bool = False) -> str:
-    page = Image.new("RGB", (size, size))
+    page = Image.new("RGBA", (size, size), "black")             # as a browser's canvas is saved
     if not empty:
         ImageDraw.Draw(page).rectangle((8, 8, 23, 23), outline="white")
     file = io.BytesIO()
@@ -188,7 +188,8 @@ def test_all_mistakes_are_told_at_once(client, form):
 
 def test_nothing_is_said_about_the_inside(client):
     for path, method, body, status in (("/nowhere", "GET", None, 404), ("/jobs/none", "GET", None, 404),
-                                       ("/jobs", "GET", None, 405), ("/jobs", "POST", b"{", 400), ("/jobs", "POST", b"[" * 100_000, 400),
+                                       ("/jobs", "GET", None, 405), ("/jobs", "POST", b"{", 400),
+                                       ("/jobs", "POST", b"[" * 100_000, 400),
                                        ("/static/../server.py", "GET", None, 403), ("/static/nothing.js", "GET", None, 404)):
         found, _, said = client.ask(path, method, body)
         assert found == status and b"Traceback" not in said and list(json.loads(said)) == ["error"], (path, found, said)

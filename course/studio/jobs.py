@@ -138,5 +138,5 @@ class Worker:
                 traceback.print_exc()
                 state, job.error = "failed", f"Something went wrong ({type(error).__name__}); the terminal says where."
             with self._changed:
-                job.seconds, job.look = time.perf_counter() - job.begun, None
+                job.seconds = time.perf_counter() - job.begun
                 job.state = state                               # last: who sees it may count on all the rest

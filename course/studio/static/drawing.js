@@ -69,7 +69,7 @@ export class Drawing {
   url() { return this.canvas.toDataURL("image/png"); }
 
   paint() {
-    const side = this.canvas.width, pen = this.canvas.getContext("2d");
+    const side = this.canvas.width, pen = this.canvas.getContext("2d", { alpha: false, willReadFrequently: true });
     pen.fillStyle = "black";
     pen.fillRect(0, 0, side, side);
     pen.lineCap = pen.lineJoin = "round";

@@ -137,29 +137,34 @@ form.addEventListener("submit", async (e) => {
       return first?.focus();
     }
     job = answer.id;
-    begin();
+    begin(wish.prompt);
     await watch(wish.hint);
   } catch { job = null; rest(); complain({ form: GONE }); }
 });
 
 $("cancel").addEventListener("click", async () => { if (job) await ask(`jobs/${job}`, "DELETE").catch(() => {}); });
 
-function begin() {
-  $("running").hidden = $("cancel").hidden = false;
-  $("draw").disabled = true;
+// who leaves does not wait for the picture any more
+addEventListener("pagehide", () => { if (job && job !== "asked") fetch(`jobs/${job}`, { method: "DELETE", keepalive: true }); });
+
+function begin(prompt) {
+  $("running").hidden = false;
+  $("draw").setAttribute("aria-disabled", "true");        // and not disabled: that would take the focus away
   $("bar").removeAttribute("value");
   $("status").textContent = "begins";
-  $("made").hidden = $("look").hidden = $("unread").hidden = true;
+  for (const id of ["made", "look", "unread"]) $(id).hidden = true;
+  $("title").textContent = prompt;
+  $("title").hidden = false;
   $("frame").hidden = $("empty").hidden = false;
-  $("frame").classList.remove("full");
   $("pictures").replaceChildren();
   say("Drawing has begun.");
   if (innerWidth < 832) $("stage").scrollIntoView({ block: "start" });
 }
 
 function rest() {
-  $("running").hidden = $("cancel").hidden = true;
-  $("draw").disabled = false;
+  $("draw").removeAttribute("aria-disabled");
+  if (document.activeElement === $("cancel")) $("draw").focus();
+  $("running").hidden = true;
 }
 
 function say(text) { $("said").textContent = text; }   // for who listens; not at every step
@@ -185,7 +190,7 @@ function progress(now) {
   const left = now.left === null ? "" : now.left < 1 ? ", less than a second left" : `, about ${duration(now.left)} left`;
   if (now.share) $("bar").value = now.share;
   $("status").textContent = now.state === "waiting" ? `waits for ${now.before} other${now.before === 1 ? "" : "s"}` :
-    now.share ? `step ${Math.round(now.share * now.steps)} of ${now.steps}${left}` : "opens the model";
+    now.share === 1 ? "decodes the picture" : now.share ? `step ${Math.round(now.share * now.steps)} of ${now.steps}${left}` : "opens the model";
 }
 
 function duration(seconds) { return seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`; }
@@ -204,7 +209,7 @@ function over(now, hint) {
   job = null;
   rest();
   if (now.state !== "done") {
-    $("look").hidden = true;
+    $("look").hidden = $("title").hidden = true;
     $("empty").hidden = false;
     if (now.state === "failed") complain({ form: now.error }); else say("Cancelled.");
     return;
@@ -229,7 +234,10 @@ function show(entry) {
   $("frame").hidden = true;
   $("pictures").classList.toggle("one", pictures.length === 1);
   $("pictures").replaceChildren(...pictures.map((picture, i) => card(entry, picture, i)));
-  $("command").textContent = entry.command;
+  $("title").textContent = asked.prompt;
+  // an option and its value stay on one line
+  const parts = entry.command.split(/ (?=--)/).map((part) => made("span", { className: part.length < 48 ? "whole" : "" }, part));
+  $("command").replaceChildren(...parts.flatMap((part, i) => (i ? [" ", part] : [part])));
   $("needs").hidden = !entry.hint;
   if (entry.hint) $("drawing").href = entry.hint;
   const rows = {
@@ -264,8 +272,7 @@ function card(entry, picture, i) {
     alone.addEventListener("click", () => { $("seed").value = picture.seed; $("count").value = 1; });
     buttons.append(alone);
   }
-  return made("li", {}, image, ...(i ? [] : [made("p", { className: "prompt" }, entry.asked.prompt)]),
-    made("p", { className: "dim" }, `seed ${picture.seed}${picture.oracle ? ` · the oracle reads: ${picture.oracle}` : ""}`), buttons);
+  return made("li", {}, image, made("p", { className: "dim" }, `seed ${picture.seed}${picture.oracle ? ` · the oracle reads: ${picture.oracle}` : ""}`), buttons);
 }
 
 function remember(entry) {
