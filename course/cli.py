@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 import json
 import os
+import shlex
 import sys
 import warnings
 from dataclasses import replace
@@ -106,7 +107,6 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
            device: Device = "auto", as_json: Json = False) -> None:
     """Draw a picture from words with a trained model."""
     from course import sample as command
-    from course.adapt import inversion, low_rank
     from course.device import choose
     from course.pipeline import StableDiffusion
     if not 1 <= count <= 64:
@@ -115,17 +115,11 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
         raise UsageError(f"unknown precision {precision!r}, expected one of {', '.join(command.PRECISIONS)}")
     chosen = command.numbers(seeds, "--seeds", int) if seeds else [seed + i for i in range(count)]
     pipe = StableDiffusion.load(model).to(choose(device), command.PRECISIONS[precision]).in_tiles(tile)
-    loras = [weighted(given) for given in adapters or []]
-    for number, (path, weight) in enumerate(loras):
-        if path in (before for before, _ in loras[:number]):
-            raise UsageError(f"--lora {path} is there twice; one weight, such as {path}:0.8, says how much of it")
-        low_rank.add(pipe, path, f"lora{number + 1}", weight)
-    for given in new_words or []:
-        inversion.add(pipe, given)
+    command.equip(pipe, [weighted(given) for given in adapters or []], new_words or [])
     controls = [command.read_control(given, control_part, guess, pipe.device) for given in control or []]
     second = refiner and StableDiffusion.load(refiner).to(choose(device), command.PRECISIONS[precision])
     wish = command.Wish(prompts, out, chosen, size, image, mask, interval, attention, words, latents, original, crop, second,
-                        hand_over)
+                        hand_over, {"model": model, "command": shlex.join(["course", *sys.argv[1:]])})
     told = command.run(pipe, wish, {
         "negative_prompt": negative_prompt or None, "steps": steps or pipe.config.steps or 25,
         "guidance_scale": guidance, "guidance_rescale": rescale,
@@ -138,6 +132,24 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
     for extra in ("attention", "latents"):
         if extra in told:
             print(f"{extra}: {told[extra]}")
+
+
+@app.command()
+def studio(models: Annotated[list[str] | None, typer.Option("--model", help="A run or pipeline folder to offer beside the models "
+                                                            "that come with the course; several may be given.")] = None,
+           loras: Annotated[list[str] | None, typer.Option("--lora", help="File or run of a LoRA to offer.")] = None,
+           controls: Annotated[list[str] | None, typer.Option("--control", help="Run of a ControlNet to offer.")] = None,
+           host: Annotated[str, typer.Option(help="Where to listen; only this machine reaches the default.")] = "127.0.0.1",
+           port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8899,
+           browser: Annotated[bool, typer.Option(help="Open a browser window.")] = True,
+           device: Device = "auto") -> None:
+    """Open a page on this machine to draw with: prompts, drawn edges, LoRAs, and the picture as it comes out of the noise."""
+    from course.device import choose
+    from course.studio import catalogue, server
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port must lie in 0 ... 65535, got {port}")
+    offered = catalogue.collect(models or [], loras or [], controls or [])
+    server.run(offered, host, port, choose(device), device, browser)
 
 
 @app.command()

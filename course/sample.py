@@ -1,17 +1,20 @@
 """`course sample`: pictures from words, from other pictures, into the holes of pictures; and what the oracle reads in them."""
 
 import io
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from course import controlnet, files, pixels, sdxl
-from course.adapt import control
+from course import __version__, controlnet, files, pixels, sdxl
+from course.adapt import control, inversion, low_rank
 from course.data import images as pictures
 from course.data import oracle
 from course.errors import UsageError
@@ -43,6 +46,21 @@ class Wish:
     crop: str | None = None                # ... and what should be cut off at the top and on the left
     refiner: StableDiffusion | None = None  # who walks the last part of the way, behind `hand_over`
     hand_over: float = 0.8
+    note: dict = field(default_factory=dict)  # what to write into a PNG beside prompts, seeds and settings
+
+    @property
+    def pairs(self) -> list[tuple[str, int]]:
+        return [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+
+def equip(pipe: StableDiffusion, loras: list[tuple[str, float]], words: list[str]) -> None:
+    """Put LoRAs (source, weight) beside the layers of `pipe`, and teach it new words. Raises UsageError, CheckpointError."""
+    for number, (path, weight) in enumerate(loras):
+        if path in (before for before, _ in loras[:number]):
+            raise UsageError(f"--lora {path} is there twice; one weight, such as {path}:0.8, says how much of it")
+        low_rank.add(pipe, path, f"lora{number + 1}", weight)
+    for given in words:
+        inversion.add(pipe, given)
 
 
 def run(pipe: StableDiffusion, wish: Wish, how: dict, quiet: bool = False) -> dict:
@@ -50,6 +68,25 @@ def run(pipe: StableDiffusion, wish: Wish, how: dict, quiet: bool = False) -> di
     check_out(wish.out, *FORMATS)
     if wish.attention:
         check_out(wish.attention, ".png")
+    how = settings(wish, how)
+    with Progress(f"{len(wish.pairs)} pictures" if len(wish.pairs) > 1 else "a picture", quiet) as progress:
+        x0 = draw(pipe, wish, how, progress=progress.update)
+    images = pipe.decode(x0).cpu()                                                      # (B,3,H,W)
+    write_grid(images, wish.out, len(wish.seeds), note(wish, how))
+    told = {"out": str(wish.out), "prompt": wish.prompts[0] if len(wish.prompts) == 1 else wish.prompts,
+            "seed": wish.seeds[0] if len(wish.seeds) == 1 else wish.seeds, "model": pipe.origin}
+    if wish.latents:
+        files.save_tensors(wish.latents, {"x0": x0}, {"prompts": [p for p, _ in wish.pairs], "seeds": [s for _, s in wish.pairs]})
+        told["latents"] = str(wish.latents)
+    if wish.attention:
+        draw_attention(pipe, wish, how)
+        told["attention"] = str(wish.attention)
+    readable = images.shape[2] == images.shape[3] >= 32                                 # the oracle reads square pictures
+    return told | {"oracle": [describe(reading) for reading in oracle.read(images)] if readable else []}
+
+
+def settings(wish: Wish, how: dict) -> dict:
+    """`how`, and what `generate` is told of the wish besides. Raises UsageError for what was typed wrong."""
     if any(not prompt.strip() for prompt in wish.prompts):
         raise UsageError("the prompt is empty")
     if not 1 <= len(wish.prompts) * len(wish.seeds) <= 256:
@@ -61,23 +98,15 @@ def run(pipe: StableDiffusion, wish: Wish, how: dict, quiet: bool = False) -> di
     if wish.original or wish.crop:
         how["sizes"] = ({"original": size_of(wish.original)} if wish.original else {}) | (
             {"crop": tuple(numbers(wish.crop, "--crop", int))} if wish.crop else {})
-    pairs = [(prompt, seed) for prompt in wish.prompts for seed in wish.seeds]
-    with Progress(f"{len(pairs)} pictures" if len(pairs) > 1 else "a picture", quiet) as progress:
-        texts, how_all = [p for p, _ in pairs], how | {"seed": [s for _, s in pairs], "progress": progress.update}
-        x0 = (sdxl.refined(pipe, wish.refiner, texts, wish.hand_over, **how_all) if wish.refiner else
-              pipe.latents(texts, **how_all))
-    images = pipe.decode(x0).cpu()                                                      # (B,3,H,W)
-    write_grid(images, wish.out, columns=len(wish.seeds))
-    told = {"out": str(wish.out), "prompt": wish.prompts[0] if len(wish.prompts) == 1 else wish.prompts,
-            "seed": wish.seeds[0] if len(wish.seeds) == 1 else wish.seeds, "model": pipe.origin}
-    if wish.latents:
-        files.save_tensors(wish.latents, {"x0": x0}, {"prompts": [p for p, _ in pairs], "seeds": [s for _, s in pairs]})
-        told["latents"] = str(wish.latents)
-    if wish.attention:
-        draw_attention(pipe, wish, how)
-        told["attention"] = str(wish.attention)
-    readable = images.shape[2] == images.shape[3] >= 32                                 # the oracle reads square pictures
-    return told | {"oracle": [describe(reading) for reading in oracle.read(images)] if readable else []}
+    return how
+
+
+def draw(pipe: StableDiffusion, wish: Wish, how: dict, **watch) -> Tensor:
+    """x_0 (B,C,h,w) of every prompt with every seed, from complete `settings`; watch: `progress`, `callback`, see `latents`."""
+    texts, how = [prompt for prompt, _ in wish.pairs], how | {"seed": [seed for _, seed in wish.pairs]} | watch
+    if wish.refiner:
+        return sdxl.refined(pipe, wish.refiner, texts, wish.hand_over, **how)
+    return pipe.latents(texts, **how)
 
 
 def draw_attention(pipe: StableDiffusion, wish: Wish, how: dict) -> None:
@@ -139,35 +168,62 @@ def read_control(given: str, part: str, guess: bool, device: str) -> controlnet.
     if not equals:
         raise UsageError(f"--control takes a network and a picture, such as scenes64-edges=edges.png, got {given!r}")
     path, weight = weighted(rest)
-    try:
-        with Image.open(path) as image:
-            mode, pixel = image.mode, torch.from_numpy(np.array(image.convert("RGB")))   # (H,W,3) uint8
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"no picture can be read from {path}: {error}") from None
-    if mode not in ("1", "L", "RGB"):
-        raise UsageError(f"a control picture must be black and white, gray or RGB, got {path} with mode {mode}")
     share = numbers(part, "--control-part")
     if len(share) != 2:
         raise UsageError(f"--control-part takes two shares such as 0,0.6, got {part!r}")
-    hint = pixel.permute(2, 0, 1)[None].float() / 255                                    # (1,3,H,W)
-    return controlnet.Control(control.load(network).to(device), hint, weight, *share, guess)
+    return controlnet.Control(control.load(network).to(device), read_hint(path, path), weight, *share, guess)
+
+
+def read_hint(picture: str | Path | BinaryIO, name: str | Path) -> Tensor:
+    """What a ControlNet is shown, (1,3,H,W) in [0,1]. Raises UsageError, which calls the picture by `name`."""
+    try:
+        with Image.open(picture) as image:
+            # programs to draw with save opaque pictures with an alpha, too
+            opaque = image.mode in ("1", "L", "RGB") or image.mode == "RGBA" and image.getextrema()[3][0] == 255
+            mode, pixel = image.mode, torch.from_numpy(np.array(image.convert("RGB")))   # (H,W,3) uint8
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"no picture can be read from {name}: {error}") from None
+    if not opaque:
+        raise UsageError(f"a control picture must be black and white, gray or RGB, got {name} with mode {mode}, not all opaque")
+    return pixel.permute(2, 0, 1)[None].float() / 255                                    # (1,3,H,W)
 
 
 # ---- what is written
 
-def write_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Pictures (B,3,H,W) in [-1,1], `columns` a row, small ones enlarged by a whole number; atomically."""
+def write_grid(images: Tensor, path: Path, columns: int, said: dict) -> None:
+    """Pictures (B,3,H,W) in [-1,1] in one file, atomically; `said` goes into a PNG."""
+    form = FORMATS[path.suffix.lower()]
+    page = io.BytesIO()
+    grid(images, columns).save(page, format=form, **({"pnginfo": inside(said)} if form == "PNG" else {}))
+    files.write_bytes(path, page.getvalue())
+
+
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """Pictures (B,3,H,W) in [-1,1], `columns` a row, small ones enlarged by a whole number."""
     drawn = to_pil(images)
     zoom, line = max(1, 256 // drawn[0].width), 4
     width, height = drawn[0].width * zoom, drawn[0].height * zoom
     rows = -(-len(drawn) // columns)
-    grid = Image.new("RGB", (columns * (width + line) - line, rows * (height + line) - line), "white")
+    page = Image.new("RGB", (columns * (width + line) - line, rows * (height + line) - line), "white")
     for i, picture in enumerate(drawn):
         place = (i % columns * (width + line), i // columns * (height + line))
-        grid.paste(picture.resize((width, height), Image.NEAREST), place)
-    page = io.BytesIO()
-    grid.save(page, format=FORMATS[path.suffix.lower()])
-    files.write_bytes(path, page.getvalue())
+        page.paste(picture.resize((width, height), Image.NEAREST), place)
+    return page
+
+
+def note(wish: Wish, how: dict) -> dict:
+    """What a picture should be able to tell of how it was made."""
+    plain = {name: value for name, value in how.items() if isinstance(value, str | int | float | tuple)}
+    return {"prompts": wish.prompts, "seeds": wish.seeds} | plain | wish.note
+
+
+def inside(said: dict) -> PngInfo:
+    """Text that a PNG carries: the prompts, where any viewer looks, and all of `said` as JSON under "course"."""
+    text = PngInfo()
+    text.add_itxt("Description", "; ".join(said["prompts"]).encode("utf-8", "replace").decode())     # as typed: may be no Unicode
+    text.add_itxt("Software", f"Latent Diffusion, from scratch {__version__}")
+    text.add_itxt("course", json.dumps(said))
+    return text
 
 
 def describe(reading: "oracle.Reading") -> str:

@@ -52,6 +52,17 @@ def test_prompts_by_seeds(course, pipe):
     assert torch.allclose(x0[3:], expected, atol=1e-4 * expected.abs().max())
 
 
+def test_a_png_says_how_it_was_made(course):
+    assert course("sample", "a ring", "--steps", "2", "--seed", "4", "--out", "a.png")[0] == 0
+    assert course("sample", "a ring", "--steps", "2", "--out", "a.jpg")[0] == 0
+    picture = Image.open("a.png")
+    said = json.loads(picture.text["course"])
+    assert picture.text["Description"] == "a ring" and picture.text["Software"].startswith("Latent Diffusion")
+    assert said == {"prompts": ["a ring"], "seeds": [4], "steps": 2, "guidance_rescale": 0.0, "sampler": "ddim", "deep_cache": 1,
+                    "strength": 0.8, "model": "model",
+                    "command": "course sample 'a ring' --steps 2 --seed 4 --out a.png --model model --device cpu"}
+
+
 def test_every_option_reaches_the_pipeline(course, monkeypatch):
     seen = {}
 
@@ -122,7 +133,8 @@ def adapters(course, pipe):
     control.save(randomise(controlnet.ControlNet.from_unet(pipe.unet, (8, 8, 16))), Path("net"), "edges")
     Image.new("L", (32, 32), 255).save("hint.png")
     Image.new("L", (48, 48), 255).save("other.png")
-    Image.new("RGBA", (32, 32), "red").save("clear.png")
+    Image.new("RGBA", (32, 32), (255, 0, 0, 254)).save("clear.png")
+    Image.new("RGBA", (32, 32), "white").save("opaque.png")
     lora.inject(pipe.unet, 2)
     randomise(pipe.unet, 3)
     lora.save({"unet": pipe.unet}, "mine.safetensors")
@@ -136,6 +148,7 @@ def adapters(course, pipe):
 def test_adapters_change_the_picture(course, adapters):
     pictures = {}
     for name, words in {"plain": [], "control": ["--control", "net=hint.png"], "half": ["--control", "net=hint.png:0.5"],
+                        "opaque": ["--control", "net=opaque.png"],
                         "early": ["--control", "net=hint.png", "--control-part", "0,0.5"],
                         "guess": ["--control", "net=hint.png", "--guess"], "lora": ["--lora", "mine.safetensors:0.5"],
                         "two": ["--lora", "mine.safetensors:0.5", "--lora", "copy.safetensors"],
@@ -145,6 +158,7 @@ def test_adapters_change_the_picture(course, adapters):
         assert code == 0, err
         pictures[name] = files.load_tensors(f"{name}.safetensors")[0]["x0"]
     assert torch.equal(pictures.pop("off"), pictures["plain"])
+    assert torch.equal(pictures.pop("opaque"), pictures["control"])
     different = list(pictures.values())
     assert all(not torch.allclose(a, b, atol=1e-4) for i, a in enumerate(different) for b in different[:i])
 
@@ -153,7 +167,7 @@ def test_adapters_change_the_picture(course, adapters):
     (["--control", "net"], "takes a network and a picture"),
     (["--control", "nowhere=hint.png"], "no ControlNet in nowhere"),
     (["--control", "net=other.png"], "expected a control picture (1,3,32,32), or 1 of them"),
-    (["--control", "net=clear.png"], "clear.png with mode RGBA"),
+    (["--control", "net=clear.png"], "clear.png with mode RGBA, not all opaque"),
     (["--control", "net=text.png"], "no picture can be read from text.png"),
     (["--control", "net=hint.png:nan"], "weight must be a finite number, got nan"),
     (["--control", "net=hint.png", "--control-part", "0.8,0.2"], "got 0.8 and 0.2"),
