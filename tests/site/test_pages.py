@@ -54,6 +54,7 @@ def test_every_figure_has_words(soups):
 
 
 def test_the_words_belong_to_figures_that_are_there():
+    pytest.importorskip("docutils", reason="needs the packages of .[site]")
     sys.path.insert(0, str(ROOT / "docs" / "site"))
     import chapters
     for path in CHAPTERS:
@@ -148,3 +149,30 @@ def test_made_tables_become_a_page(tmp_path):
     assert "**Inconclusive**: the intervals touch" in page and "| 0.25 |" in page
     assert "1,024 pictures, 1 seed, two cores, 61 s, 2026-01-02, commit abc1234." in page and "another machine" not in page
     assert "### Published" in page and (out / "tables" / "F.png").is_file()
+
+
+def test_the_sites_own_words_are_translated():
+    sys.path.insert(0, str(ROOT / "docs" / "site"))
+    import words
+
+    from course.classroom import translate
+    for language in set(words.LANGUAGES) - {"en"}:
+        assert not translate.faults(words.wanted(), translate.load(ROOT / "docs" / "site" / language / "site.po"))
+
+
+def test_each_page_leads_to_itself_in_the_other_language(soups):
+    for page, soup in soups.items():
+        there = page.removeprefix("ko/") if page.startswith("ko/") else f"ko/{page}"
+        up = "../" * page.count("/")
+        assert {a["href"] for a in soup.select("a.language")} == {up + there}, page
+        assert soup.html["lang"] == ("ko" if page.startswith("ko/") else "en")
+
+
+def test_the_korean_chapters_have_the_figures_the_formulas_and_korean_words(soups):
+    for path in CHAPTERS:
+        ours, theirs = soups[f"solutions/{path.stem}.html"], soups[f"ko/solutions/{path.stem}.html"]
+        for what in (".cell_output img", "math", ".cell", "summary"):
+            assert len(ours.select(what)) == len(theirs.select(what)), (path.stem, what)
+        assert all(re.search("[가-힣]", img["alt"]) for img in theirs.select(".cell_output img"))
+        assert len(re.findall("[가-힣]", theirs.article.get_text())) > 3000
+        assert not theirs.article.get("lang") and soups["ko/docs/speed.html"].article["lang"] == "en"
