@@ -49,7 +49,7 @@ NOT_HERE = {
     "make test TORCH=cpu": "this test is a part of it",
     "make site": "minutes, and the packages of .[site]", "make test-site": "minutes, Chromium, and the packages of .[site]",
     "make class": "grades for an hour and more",
-    "course release": "executes all chapters at the cpu profile, for an hour; `course release 05` is run",
+    "course release": "executes all chapters at the cpu profile, up to ten minutes each; `course release 05` is run",
     "make constraints": NEEDS_THE_NET,
     'python -m pip install -c constraints.txt -e ".[dev]"': NEEDS_THE_NET,
     'python -m pip install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu -e ".[dev]"': NEEDS_THE_NET,
