@@ -125,7 +125,7 @@ def lora(preset: Annotated[str, typer.Option(help="The recipe of `course train l
     rows = []
     for rank in ranks.split(","):
         change = ["loss.rank=none", "loop.lr=1e-3"] if rank == "full" else [f"loss.rank={rank}"]
-        recipe, folder = recipes.find("lora", preset, [*change, f"steps={steps}"]), out / f"rank-{rank}"
+        recipe, folder = recipes.find("lora", preset, [*change, f"steps={steps}"]), out / f"rank-{rank}-steps-{steps}"
         done = folder / "metrics.json"
         metrics = (json.loads(done.read_text("utf-8")) if done.is_file() else
                    train.run(recipe, folder, EngineConfig(choose(device)), given=train.Given(model=model), quiet=as_json))

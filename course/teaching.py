@@ -19,8 +19,7 @@ def release(chapters: Annotated[list[str] | None, typer.Argument(help="Chapter n
             check: Annotated[bool, typer.Option("--check", help="Only say whether the notebooks are in step.")] = False,
             mutants: Annotated[bool, typer.Option("--mutants", help="Only try the wrong and the right answers that each check "
                                                   "comes with.")] = False,
-            prose: Annotated[bool, typer.Option("--prose", help="Only text changed: keep what the cells printed and drew.")] = False,
-            ) -> None:
+            prose: Annotated[bool, typer.Option("--prose", help="Only text changed: keep what cells printed.")] = False) -> None:
     """Build the solution and the student notebook of each chapter from its percent script."""
     from course.classroom import mutants as answers
     from course.classroom import release as building
@@ -75,7 +74,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder you work in.")]
 
 @app.command()
 def start(folder: Folder = Path("my-notebooks"),
-          language: Annotated[str, typer.Option(help="Of the text: en or ko. Code and its comments are English.")] = "en") -> None:
+          language: Annotated[str, typer.Option(help="Of the text, en or ko; code is English.")] = "en") -> None:
     """Copy the notebooks to a folder of your own. One that is already there is never touched, also not by a later release."""
     from course.classroom import working
     copied, left = working.start(folder, language=language)

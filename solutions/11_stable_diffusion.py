@@ -817,7 +817,7 @@ check("weights.survey", survey)
 #
 # ---
 #
-# `(y - x)[there].norm() / x[there].norm()`, and `int(...)`, `float(...)` round the tensors.
+# `(y - x)[there].norm() / x[there].norm()`, with `int(...)` and `float(...)` around the tensors.
 
 # %%
 survey = use("weights.survey", survey)

@@ -798,7 +798,7 @@ print(f"SDXL's cross-attention reads {to_k.in_features} = {widths[0]} + {widths[
 # | | here | published |
 # |---|---|---|
 # | U-Net of SDXL, of SD 1.5 | 2,567,463,684 and 859,520,964, counted | 2.6 billion and 860 million (Podell, table 1) |
-# | both text encoders | 817,720,320, counted | 817 million (same table) |
+# | both text encoders | 817,720,320, counted | 817 million (section 2.1) |
 # | told of the numbers, and silent | cut 3 % and 75 % of 36 | FID 36.5 and 39.8 (table 2) |
 # | with the refiner, and without | right 100 % and 100 % of 24 | preferred by 48.4 % and 36.9 % (figure 1) |
 # | of a picture, buckets and squares keep | 98 % and 70 %, simulated sizes | no figure given |

@@ -638,13 +638,13 @@ plt.show()
 # Three directions, each with what would show that it failed. Write that down *before* you train, as this course tried to.
 #
 # 1. **Text to emoji.** Real pictures, few of them: the 3,600 emoji of Noto with their names as captions.
-#    `course train vae --preset emoji`, then `course train ldm --preset emoji` (`course train --list` shows both; you bring the
-#    pictures by `--set data.source=...`). There is no oracle for emoji: how will you count? Failure: pictures that are copies
-#    of training pictures; look for the nearest one of each sample.
+#    `course train vae --preset emoji --set data.source=FOLDER_OR_TAR`, then
+#    `course train ldm --preset emoji --set data.source=FOLDER_OR_TAR --autoencoder runs/vae-emoji`. There is no oracle for
+#    emoji: how will you count? Failure: pictures that are copies of training pictures; look for the nearest one of each sample.
 # 2. **128 × 128 on a GPU.** Four times the latents. Which schedule (chapter 05, question 5)? Does an autoencoder of f = 8
 #    lose the same details? Keep the number of parameters and change one thing at a time. Failure: no better by the oracle's
 #    count at 128 than `scenes64` enlarged.
-# 3. **Fewer steps.** `course train distill` halves the steps in each round; `scenes64-fast` draws in two. Put consistency or
+# 3. **Fewer steps.** `course train distill --preset scenes64` halves the steps in each round; `scenes64-fast` draws in two. Put consistency or
 #    flow matching (`objectives.flow_matching_loss`) beside it, at equal training time. Failure: worse at four passes of the
 #    network than `dpmpp_2m` at four.
 #

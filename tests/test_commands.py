@@ -39,6 +39,7 @@ COVERED = {
     "course bench parity": "tests/evaluation/test_parity.py::test_equal_to_the_reference",
     "course bench scaling": "tests/evaluation/test_speed.py::test_the_commands_print_json",
     "python -m course.evaluation.plan": "tests/evaluation/test_plan.py::test_it_prints_them",
+    "course studio": "tests/test_studio.py::test_the_command_listens_until_ctrl_c",
     "torchrun --nproc_per_node 4 -m course train ldm --autoencoder runs/vae-demo --precision bf16":
         "tests/test_train.py::test_the_command_on_two_processes",
 }
@@ -73,6 +74,7 @@ NOT_HERE = {
 }
 
 NAMES = {
+    "course sample": 'course sample "a small red ring left of a large blue square" --out ring.png',
     "course grade": "course grade submissions/ --out graded/ --jobs 2",
     "course train ldm": "course train ldm --preset demo --autoencoder runs/vae-demo",
     "course train vae --preset emoji": "course train vae --preset emoji --set data.source=FOLDER_OR_TAR",
