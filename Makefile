@@ -27,7 +27,7 @@ NBVAL  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
           --nbval-cell-timeout 180
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-all nbgrader class soak site test-site lint constraints clean clean-all
+.PHONY: help demo lab test test-all nbgrader class soak site test-site release lint constraints clean clean-all
 .NOTPARALLEL:
 
 help:  ## this list
@@ -69,6 +69,10 @@ site: $(VENV)/.site  ## chapters, tables, library and documents as web pages: bu
 
 test-site: site  ## the site in headless Chromium: links, search, phone width, contrast; CHROMIUM=path where it is not on the PATH
 	COURSE_SITE=build/site/html $(BIN)/python -m pytest -q tests/site
+
+release: $(VENV)/.dev  ## VERSION=0.2.0: test, write the version and the date, build dist/, commit, tag
+	@test -n "$(VERSION)" || { echo "say which: make release VERSION=0.2.0"; exit 1; }
+	$(BIN)/python .ci/release.py $(VERSION)
 
 lint: $(VENV)/.dev  ## ruff, notebooks included
 	$(BIN)/ruff check .
