@@ -644,9 +644,9 @@ plt.show()
 # 2. **128 × 128 on a GPU.** Four times the latents. Which schedule (chapter 05, question 5)? Does an autoencoder of f = 8
 #    lose the same details? Keep the number of parameters and change one thing at a time. Failure: no better by the oracle's
 #    count at 128 than `scenes64` enlarged.
-# 3. **Fewer steps.** `course train distill --preset scenes64` halves the steps in each round; `scenes64-fast` draws in two. Put consistency or
-#    flow matching (`objectives.flow_matching_loss`) beside it, at equal training time. Failure: worse at four passes of the
-#    network than `dpmpp_2m` at four.
+# 3. **Fewer steps.** `course train distill --preset scenes64` halves the steps in each round; `scenes64-fast` draws in two.
+#    Put consistency or flow matching (`objectives.flow_matching_loss`) beside it, at equal training time. Failure: worse at
+#    four passes of the network than `dpmpp_2m` at four.
 #
 # And a fourth, if you like to take things apart: put your `Block` in place of the U-Net. `parts.swapped({"unet.UNet":
 # YourDiT})` builds the pipeline with it; what you need is `forward(x, t, context=None, added=None, control=None)`, and hours.

@@ -77,10 +77,6 @@ NAMES = {
     "course sample": 'course sample "a small red ring left of a large blue square" --out ring.png',
     "course grade": "course grade submissions/ --out graded/ --jobs 2",
     "course train ldm": "course train ldm --preset demo --autoencoder runs/vae-demo",
-    "course train vae --preset emoji": "course train vae --preset emoji --set data.source=FOLDER_OR_TAR",
-    "course train ldm --preset emoji":
-        "course train ldm --preset emoji --set data.source=FOLDER_OR_TAR --autoencoder runs/vae-emoji",
-    "course train distill": "course train distill --preset scenes64",
     "docker run --gpus all":
         'docker run --rm -it -p 127.0.0.1:8888:8888 -v "$PWD/my-notebooks:/home/student/course/my-notebooks" course',
 }

@@ -176,15 +176,16 @@ def _start(passage: str) -> str:
 def update(path: Path, wanted: dict[str, str]) -> None:
     """Bring a catalogue in step with the English: what was translated is kept, a changed passage becomes fuzzy.
 
-    `wanted` maps each passage, in order, to where it stands.
+    One whose lines only break elsewhere has not changed. `wanted` maps each passage, in order, to where it stands.
     """
     catalogue, fresh = load(path) if path.is_file() else Catalog(locale=path.parent.name), Catalog(fuzzy=False)
     for passage, place in wanted.items():
         fresh.add(passage, auto_comments=[place])
+    same = {" ".join(entry.id.split()): entry for entry in catalogue if entry.id}
     catalogue.update(fresh)                                                        # a near match of an old passage: fuzzy
     ordered = Catalog(locale=catalogue.locale, fuzzy=False)
     for passage, place in wanted.items():
-        own = catalogue[passage]
+        own = same.get(" ".join(passage.split()), catalogue[passage])
         ordered.add(passage, own.string, flags=own.flags, auto_comments=[place])
     text = io.BytesIO(HEADER.format(path.parent.name).encode())
     text.seek(0, io.SEEK_END)

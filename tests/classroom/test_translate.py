@@ -113,6 +113,14 @@ def test_a_changed_passage_becomes_fuzzy_stays_english_and_is_named(tmp_path):
     assert path.read_bytes() == before                         # in step: nothing changes, no date either
 
 
+def test_a_passage_whose_lines_break_elsewhere_has_not_changed(tmp_path):
+    path, _ = filled(tmp_path, GOOD, TEXT)
+    wanted = translate.prose(chapter(TEXT.replace("pictures,\non", "pictures, on")))
+    assert translate.faults(wanted, translate.load(path))
+    translate.update(path, wanted)
+    assert not translate.faults(wanted, translate.load(path))
+
+
 def test_what_is_no_catalogue_is_said(tmp_path):
     path = tmp_path / "ko" / "00_x.po"
     path.parent.mkdir()
