@@ -39,6 +39,7 @@ COVERED = {
     "course bench parity": "tests/evaluation/test_parity.py::test_equal_to_the_reference",
     "course bench scaling": "tests/evaluation/test_speed.py::test_the_commands_print_json",
     "python -m course.evaluation.plan": "tests/evaluation/test_plan.py::test_it_prints_them",
+    "make release": "tests/test_releasing.py::test_a_release_of_a_clone",
     "course studio": "tests/test_studio.py::test_the_command_listens_until_ctrl_c",
     "torchrun --nproc_per_node 4 -m course train ldm --autoencoder runs/vae-demo --precision bf16":
         "tests/test_train.py::test_the_command_on_two_processes",
