@@ -134,8 +134,13 @@ def recompute(model: nn.Module) -> None:
 
 
 def shard(model: nn.Module) -> None:
-    """FSDP: each process keeps a slice of every weight, and a block is put together only while it computes."""
+    """FSDP: each process keeps a slice of every weight, and a block is put together only while it computes.
+
+    Raises UsageError on a CPU with a torch that can shard on GPUs only (2.6 is one).
+    """
     from torch.distributed.fsdp import fully_shard
+    if next(model.parameters()).device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise UsageError(f"torch {torch.__version__} shards weights on GPUs only; leave sharding away, or take a newer torch")
     for block in _blocks(model):
         fully_shard(block)
     fully_shard(model)

@@ -159,7 +159,10 @@ def test_flowers(tmp_path, monkeypatch):
     monkeypatch.setattr(sets.Flowers102, "_check_integrity", lambda self: True)  # our files have other checksums
     savemat(folder / "setid.mat", {"trnid": [[1, 1]], "valid": [[2, 2]], "tstid": [[3, 3]]})
     found = images.load("flowers-102", 8, root=tmp_path)
-    assert found.captions[0] == ["a picture of a pink primrose"] and found.captions[2] == ["a picture of a blackberry lily"]
+    names = getattr(sets.Flowers102, "classes", None)           # torchvision 0.21 does not know them yet
+    assert [c[0] for c in found.captions[:3:2]] == (
+        ["a picture of a pink primrose", "a picture of a blackberry lily"] if names else
+        ["a picture of a kind 0", "a picture of a kind 101"])
     assert len(found) == 4 and len(images.load("flowers-102", 8, "test", root=tmp_path)) == 2
 
 

@@ -72,6 +72,10 @@ def test_two_processes_equal_one(tmp_path, one, arguments):
     check(tmp_path, one)
 
 
+on_a_cpu = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this torch shards on GPUs only")
+
+
+@on_a_cpu
 def test_sharded_then_resumed_by_one(tmp_path, one):
     """Three steps with the weights in two shards, the rest in one process."""
     by_two(tmp_path, "sharded=1,stop_after=3")
@@ -80,6 +84,7 @@ def test_sharded_then_resumed_by_one(tmp_path, one):
     check(tmp_path, one)
 
 
+@on_a_cpu
 @pytest.mark.slow
 def test_begun_by_one_then_sharded(tmp_path, one):
     train(tmp_path, stop_after=3)
