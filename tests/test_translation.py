@@ -1,8 +1,8 @@
 """NAME.ko.md says what NAME.md beside it says: the same headings, code, pictures, tables, figures and links; no section is stale.
 
 Above each Korean heading stands which English section it translates, and a hash of that: `<!-- en: 3f2a91c0 Install -->`. Where
-the English has changed since, the test names the section. Translate it again; `python -m tests.test_translation README.md Install`
-then renews the hash, unless something still differs. Without sections it says which are stale and what differs in the document,
+the English has changed since, the test names it. Translate it again; `python -m tests.test_translation README.md Install` then
+renews the hash, unless something still differs. Without sections it says which are stale and what differs in the document,
 without a document in all that are translated. A Korean document leads to Korean ones, where there are any.
 """
 
@@ -313,7 +313,7 @@ def main(arguments: list[str]) -> int:
 
 
 def say(document: str, headings: list[str]) -> int:
-    """Print what is to be done in a document's translation; renew the hashes of the sections that are named, if that is nothing."""
+    """Print what is to be done in a document's translation; if that is nothing, renew the hashes of the sections named."""
     english, korean = pair(document)
     found = {heading: differences(english, korean, heading, document, DOCUMENTS) for heading in headings or HEADINGS[document]}
     for heading, said in found.items():

@@ -184,7 +184,8 @@ def test_a_translated_document_is_korean_in_the_korean_site_and_stands_there_onc
     assert "README" in documents and not [page for page in soups if ".ko." in page]
     for name in documents:
         ours, theirs = soups[f"{name}.html"], soups[f"ko/{name}.html"]
-        assert len(re.findall("[가-힣]", ours.article.get_text())) < 20 < len(re.findall("[가-힣]", theirs.article.get_text())), name
+        english, korean = (len(re.findall("[가-힣]", soup.article.get_text())) for soup in (ours, theirs))
+        assert english < 20 < korean, name
         assert not theirs.article.get("lang"), name
         for what in ("pre", "table tr", "img", "h2"):
             assert len(ours.article.select(what)) == len(theirs.article.select(what)), (name, what)
