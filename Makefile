@@ -1,4 +1,4 @@
-# Everything runs in .venv, which each target makes when it is not there. Windows: the plain commands are in README.md.
+# Everything runs in .venv, which each target makes when it is not there. Windows: the plain commands are in docs/install.md.
 #
 #   PYTHON=python3.12   the Python that makes .venv (3.11 or newer)
 #   TORCH=cpu           PyTorch's CPU-only build: on Linux, without gigabytes of CUDA; once .venv exists, `make clean-all` first

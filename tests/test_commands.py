@@ -30,7 +30,6 @@ from tests import documented, test_demo, test_translation
 from tests.attacks.files import RIGHT, cell, notebook
 from tests.documented import ROOT, commands, parsed, simple
 
-README, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
 LINES = list(dict.fromkeys(line for document in documented.DOCUMENTS for line in commands(document)))
 
 COVERED = {
@@ -155,7 +154,8 @@ def test_every_command_would_be_taken(document):
     "pytest tests/nothing.py", "pytest --nbval-laxer tests", "python -m course.nothing",
     "python -m course.evaluation.labelled --outt x", "torchrun --nprocs_per_node 4 -m course train --list",
     "torchrun -m course train --lst", "fly", "export COURSE_NOTHING=1", "python -m course.shipped runs/x NAME",
-    'python -m tests.test_translation "No such section"', "docker run IMAGE course grade /class --out /out",
+    'python -m tests.test_translation README.md "No such section"', "python -m tests.test_translation SECURITY.md",
+    "docker run IMAGE course grade /class --out /out",
     "docker run --build-arg NOTHING=1 course"])
 def test_what_would_not_be_taken_is_found(line):
     assert wrong(line, set())
@@ -168,12 +168,14 @@ def test_files_come_from_earlier_commands():
     assert not wrong("pip freeze > kept.txt && pip install -c kept.txt einops", there)
 
 
-def test_the_korean_readme_shows_the_same_commands():
-    assert sorted(commands(KOREAN)) == sorted(commands(README))
+@pytest.mark.parametrize("document, korean", documented.TRANSLATED, ids=test_translation.DOCUMENTS)
+def test_a_translation_shows_the_same_commands(document, korean):
+    assert sorted(commands(korean)) == sorted(commands(document))
 
 
 def test_no_command_hides_in_a_comment():
-    said = [line for document in [*documented.DOCUMENTS, KOREAN] for line in documented.comments(document)]
+    said = [line for document in [*documented.DOCUMENTS, *(korean for _, korean in documented.TRANSLATED)]
+            for line in documented.comments(document)]
     assert said and not [line for line in said if re.search(r"\b(course|make) [a-z-]{3,}\b(?! of)", line)]
 
 
@@ -215,7 +217,7 @@ def small(monkeypatch, place: Path) -> None:
     monkeypatch.setattr(mutants, "load", partial(mutants.load, place / "checkout" / "mutants"))
     monkeypatch.setattr(shipped, "pack", partial(shipped.pack, into=place / "weights"))
     monkeypatch.setattr(teaching.subprocess, "call", lambda command: 0)              # JupyterLab, which would stay open
-    monkeypatch.setattr(test_translation, "TRANSLATION", place / "README.ko.md")
+    monkeypatch.setattr(test_translation, "ROOT", place)
     monkeypatch.setenv("COURSE_PROFILE", "quick")
     monkeypatch.setenv("PLACE", str(place))
 
@@ -237,7 +239,8 @@ def place(tmp_path_factory) -> Path:
                  "tests/mutants/ch05.py"):
         (place / "checkout" / file.removeprefix("tests/")).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, place / "checkout" / file.removeprefix("tests/"))
-    shutil.copy(KOREAN, place)
+    for file in ("README.md", "README.ko.md"):
+        shutil.copy(ROOT / file, place)
     return place
 
 

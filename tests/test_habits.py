@@ -1,4 +1,4 @@
-"""The files around the code say what is so: dependencies, constraints, containers, templates, the citation."""
+"""The files around the code say what is so: dependencies, constraints, containers, templates, the citation; README is short."""
 
 import json
 import re
@@ -106,3 +106,40 @@ def test_files_that_documents_name_are_there(file):
     named = re.findall(rf"`((?:{folders})/[\w./-]*)`", (ROOT / file).read_text("utf-8"))
     missing = [name for name in named if not re.search("NN|NAME", name) and not (ROOT / name).exists()]
     assert not missing
+
+
+def prose(text: str) -> str:
+    """What is read of a document: without code blocks and where links lead."""
+    return re.sub(r"\]\([^)]*\)", "]", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+
+
+def test_the_readme_is_read_in_two_minutes():
+    text = (ROOT / "README.md").read_text("utf-8")
+    words = [word for word in prose(text).split() if re.search(r"\w", word)]
+    assert 300 < len(words) <= 550, f"{len(words)} words: what is more belongs into docs/"
+    assert sum(line.startswith("|--") for line in text.splitlines()) <= 1
+    chapters = re.findall(r"^(\d+)\. \[.+\]\(solutions/(\w+)\.ipynb\)$", text, re.M)
+    assert [name for _, name in chapters] == sorted(path.stem for path in (ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+    assert [int(number) for number, _ in chapters] == list(range(len(chapters)))
+
+
+@pytest.mark.parametrize("heading, command, further", [
+    ("To learn", "make lab", None), ("To teach", "course grade submissions/", "docs/instructors.md"),
+    ("To measure", "course tables C", "docs/gpu.md")])
+def test_each_reader_finds_the_next_command_and_a_figure(heading, command, further):
+    text = (ROOT / "README.md").read_text("utf-8")
+    part = re.search(rf"^## {heading}\n(.*?)^## ", text, re.M | re.S)[1]
+    shown = "\n".join(re.findall(r"^```bash\n(.*?)^```$", part, re.M | re.S))
+    assert command in shown
+    assert re.search(r"\d", prose(part)), "no figure"
+    assert further is None or f"]({further})" in part
+
+
+def test_links_between_documents_lead_to_what_is_there():
+    """As a code host shows them; the site's own test looks at the built pages."""
+    documents = [*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").rglob("*.md") if ROOT / "docs/site" not in path.parents),
+                 *(ROOT / "datasets").glob("*.md")]
+    links = [(path, link) for path in documents for link in re.findall(r"\]\(([^)\s#]+)", path.read_text("utf-8"))
+             if not re.match(r"https?:|mailto:", link)]
+    assert len(links) > 100
+    assert not [f"{path.relative_to(ROOT)}: {link}" for path, link in links if not (path.parent / link).exists()]

@@ -1,11 +1,13 @@
-"""README.ko.md says what README.md says: the same headings, code, pictures, tables, figures and links, and no section is stale.
+"""NAME.ko.md says what NAME.md beside it says: the same headings, code, pictures, tables, figures and links; no section is stale.
 
 Above each Korean heading stands which English section it translates, and a hash of that: `<!-- en: 3f2a91c0 Install -->`. Where
-the English has changed since, the test names the section. Translate it again; `python -m tests.test_translation Install` then
-renews the hash, unless something still differs. Without a name it says which sections are stale, and what differs.
+the English has changed since, the test names it. Translate it again; `python -m tests.test_translation README.md Install` then
+renews the hash, unless something still differs. Without sections it says which are stale and what differs in the document,
+without a document in all that are translated. A Korean document leads to Korean ones, where there are any.
 """
 
 import hashlib
+import os
 import re
 import sys
 from collections import Counter
@@ -16,11 +18,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE, TRANSLATION = ROOT / "README.md", ROOT / "README.ko.md"
 MARK = re.compile(r"<!-- en: ([0-9a-f]{8}) (.+) -->")
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+FENCED = re.compile(r"^```(\w*|\{toctree\})\n(.*?)^```$", re.M | re.S)
 INLINE = re.compile(r"`[^`]+`")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def translation(document: str) -> str:
+    return document.removesuffix(".md") + ".ko.md"
+
+
+def translated(root: Path) -> list[str]:
+    """The documents, as paths below the root, beside which a translation stands."""
+    every = [path.relative_to(root).as_posix() for path in [*root.glob("*.md"), *root.glob("docs/**/*.md")]]
+    return sorted(path for path in every if translation(path) in every)
 
 
 @dataclass
@@ -56,7 +67,12 @@ def sections(text: str) -> list[Section]:
 
 
 def commands(language: str, code: str) -> list[str]:
-    """What a code block does, without its comments. A block of no language is a tree of files: their names, without the words."""
+    """What a code block does, without its comments. A block of no language is a tree of files: their names, without the words.
+
+    A toctree of the site is the pages that it names, without their titles.
+    """
+    if language == "{toctree}":
+        return [re.sub(r".* <(.+)>", r"\1", line) for line in code.splitlines() if not line.startswith(":caption:")]
     if not language:
         return [line.split()[0] for line in code.splitlines() if re.match(r" {0,2}\S", line)]
     return [re.sub(r"(^|\s+)# .*", "", line) for line in code.splitlines()]
@@ -71,10 +87,13 @@ def cells(row: str) -> list[str]:
 
 
 def facts(section: Section, document: list[Section]) -> dict[str, object]:
-    """What a translation keeps as it is. A link to a heading counts as one to the section that the heading is of."""
+    """What a translation keeps as it is. A link to a heading counts as one to the section that the heading is of.
+
+    One to a document's translation counts as one to the document.
+    """
     headings = {"#" + re.sub(r"[^\w\- ]", "", s.heading.lower()).replace(" ", "-"): s.source or s.heading for s in document}
     prose = FENCED.sub("", section.text)
-    links = [(kind, {"README.md": "README.ko.md"}.get(target, target)) for kind, _, target in LINK.findall(prose)]
+    links = [(kind, re.sub(r"\.ko\.md$", ".md", target)) for kind, _, target in LINK.findall(prose)]
     tables = [list(lines) for is_table, lines in groupby(prose.splitlines(), lambda line: line.startswith("|")) if is_table]
     return {
         "level of the heading": section.level,
@@ -100,8 +119,16 @@ def untranslated(section: Section) -> list[str]:
     return re.findall(r"(?:[A-Za-z][A-Za-z'-]*\s+){3,}[A-Za-z'-]+", text)
 
 
-def differences(english: list[Section], korean: list[Section], heading: str) -> list[str]:
-    """What the translation of one section lacks, in words; nothing where it says the same."""
+def astray(section: Section, document: str, documents: list[str]) -> list[str]:
+    """Links of a document's translation that lead to the English where a translation is. One leads to its own English."""
+    place = os.path.dirname(document)
+    return [target for kind, _, target in LINK.findall(FENCED.sub("", section.text)) if not kind
+            and (there := os.path.normpath(os.path.join(place, target)).replace("\\", "/")) in documents and there != document]
+
+
+def differences(english: list[Section], korean: list[Section], heading: str, document: str = "README.md",
+                documents: list[str] | None = None) -> list[str]:
+    """What the translation of one section of a document lacks, in words; nothing where it says the same."""
     section = next(s for s in english if s.heading == heading)
     own = next((s for s in korean if s.source == heading), None)
     if own is None:
@@ -110,6 +137,7 @@ def differences(english: list[Section], korean: list[Section], heading: str) -> 
     found = [f"{what}: {first_difference(ours[what], theirs[what])}" for what in ours if ours[what] != theirs[what]]
     missing = Counter(numbers(words(section))) - Counter(numbers(words(own)))     # (words may become digits)
     found += [f"numbers of the text that are missing: {', '.join(missing)}"] if missing else []
+    found += [f"leads to the English: {target}" for target in astray(own, document, documents or [])]
     return found + [f"not translated: {passage!r}" for passage in untranslated(own)]
 
 
@@ -124,23 +152,39 @@ def first_difference(ours, theirs) -> str:
     return f"{ours!r} in English, {theirs!r} in Korean"
 
 
-ENGLISH, KOREAN = (sections(path.read_text("utf-8")) for path in (SOURCE, TRANSLATION))
-HEADINGS = [section.heading for section in ENGLISH]
+def pair(document: str) -> tuple[list[Section], list[Section]]:
+    """The sections of a document, and of its translation."""
+    english, korean = ((ROOT / name).read_text("utf-8") for name in (document, translation(document)))
+    return sections(english), sections(korean)
 
 
-def test_the_headings_are_those_of_the_english_in_its_order():
-    assert len(set(HEADINGS)) == len(HEADINGS)
-    assert [(s.level, s.source) for s in KOREAN] == [(s.level, s.heading) for s in ENGLISH]
+DOCUMENTS = translated(ROOT)
+HEADINGS = {document: [section.heading for section in pair(document)[0]] for document in DOCUMENTS}
 
 
-@pytest.mark.parametrize("heading", HEADINGS)
-def test_the_translation_says_the_same(heading):
-    assert not differences(ENGLISH, KOREAN, heading)
+def test_what_is_read_in_korean_from_the_first_page_on_is_translated():
+    """A document that is moved or renamed takes its translation along."""
+    assert {"README.md", "docs/site/index.md", "docs/install.md", "docs/chapters.md", "docs/commands.md"} <= set(DOCUMENTS)
+    alone = [path for path in ROOT.glob("docs/**/*.ko.md") if not path.with_name(path.name.replace(".ko.md", ".md")).exists()]
+    assert not alone, "of no English document"
 
 
-def test_the_translation_is_of_the_present_english():
-    changed = stale(ENGLISH, KOREAN)
-    assert not changed, f"changed in README.md since it was translated: {changed}; what to do is said at the head of this file"
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_headings_are_those_of_the_english_in_its_order(document):
+    english, korean = pair(document)
+    assert len(set(HEADINGS[document])) == len(HEADINGS[document])
+    assert [(s.level, s.source) for s in korean] == [(s.level, s.heading) for s in english]
+
+
+@pytest.mark.parametrize("document, heading", [(document, heading) for document in DOCUMENTS for heading in HEADINGS[document]])
+def test_the_translation_says_the_same(document, heading):
+    assert not differences(*pair(document), heading, document, DOCUMENTS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_translation_is_of_the_present_english(document):
+    changed = stale(*pair(document))
+    assert not changed, f"changed in {document} since it was translated: {changed}; what to do is said at the head of this file"
 
 
 def stale(english: list[Section], korean: list[Section]) -> list[str]:
@@ -213,6 +257,23 @@ def test_a_change_of_the_english_is_found(old, new, heading, kind):
     assert [name for name, said in found.items() if said] == [heading]
 
 
+def test_a_korean_document_that_leads_to_the_english_is_found():
+    korean = B.replace("(README.md), ", "(README.md), [설치](docs/install.md), ")
+    english = A.replace("(README.ko.md), ", "(README.ko.md), [install](docs/install.md), ")
+    one = sections(english), sections(korean), "One", "README.md"
+    assert not differences(*one, ["README.md"])
+    assert differences(*one, ["README.md", "docs/install.md"]) == ["leads to the English: docs/install.md"]
+    other = sections(english), sections(korean.replace("install.md", "install.ko.md")), "One", "README.md"
+    assert not differences(*other, ["README.md", "docs/install.md"])
+
+
+def test_a_toctree_keeps_its_pages_and_may_change_their_titles():
+    tree = "# One\n```{toctree}\n:hidden:\n:caption: Learn\n\nchapters\n```\n"
+    korean = "<!-- en: 00000000 One -->\n" + tree.replace("Learn", "배우기").replace("\nchapters", "\n각 장 <chapters>")
+    assert not differences(sections(tree), sections(korean), "One")
+    assert differences(sections(tree), sections(korean.replace("<chapters>", "<errata>")), "One")[0].startswith("code")
+
+
 @pytest.mark.parametrize("passage", ["The loss is the mean error.", "| 부분 | what the model draws |"])
 def test_what_is_left_in_english_is_found(passage):
     korean = sections(B.replace("## 둘\n", f"## 둘\n{passage}\n"))
@@ -239,22 +300,33 @@ def renewed(translation: str, english: list[Section], headings: list[str]) -> st
     return translation
 
 
-def main(headings: list[str]) -> int:
-    """0: all well, 1: something is stale or differs, 2: no such section."""
-    if unknown := set(headings) - set(HEADINGS):
-        print(f"README.md has no section {sorted(unknown)}; it has {HEADINGS}", file=sys.stderr)
+def main(arguments: list[str]) -> int:
+    """[document [sections ...]] -> 0: all well, 1: something is stale or differs, 2: no such document or section."""
+    documents, headings = arguments[:1] or DOCUMENTS, arguments[1:]
+    if documents[0] not in DOCUMENTS:
+        print(f"no translation of {documents[0]}; there are those of {', '.join(DOCUMENTS)}", file=sys.stderr)
         return 2
-    found = {heading: differences(ENGLISH, KOREAN, heading) for heading in headings or HEADINGS}
+    if unknown := set(headings) - set(HEADINGS[documents[0]]):
+        print(f"{documents[0]} has no section {sorted(unknown)}; it has {HEADINGS[documents[0]]}", file=sys.stderr)
+        return 2
+    return max(say(document, headings) for document in documents)
+
+
+def say(document: str, headings: list[str]) -> int:
+    """Print what is to be done in a document's translation; if that is nothing, renew the hashes of the sections named."""
+    english, korean = pair(document)
+    found = {heading: differences(english, korean, heading, document, DOCUMENTS) for heading in headings or HEADINGS[document]}
     for heading, said in found.items():
         for line in said:
-            print(f"{heading}: {line}")
+            print(f"{document}, {heading}: {line}")
     if headings and not any(found.values()):
         from course import files  # here, since it brings torch
-        files.write_bytes(TRANSLATION, renewed(TRANSLATION.read_text("utf-8"), ENGLISH, headings).encode())
+        path = ROOT / translation(document)
+        files.write_bytes(path, renewed(path.read_text("utf-8"), english, headings).encode())
         return 0
-    changed = [] if headings else stale(ENGLISH, KOREAN)
+    changed = [] if headings else stale(english, korean)
     for heading in changed:
-        print(f"{heading}: changed since it was translated")
+        print(f"{document}, {heading}: changed since it was translated")
     return int(bool(changed) or any(found.values()))
 
 

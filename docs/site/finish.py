@@ -5,7 +5,8 @@ from pathlib import Path
 
 import words
 
-TRANSLATED = ("index.html", "chapters.html", "search.html", "genindex.html")       # beside the chapters
+ROOT = Path(__file__).resolve().parents[2]
+TRANSLATED = ("index.html", "chapters.html", "reading.html", "search.html", "genindex.html")       # beside chapters and documents
 BACK = re.compile(r'<a class="viewcode-back" href="([^"#]+)#([^"]+)">\[docs\]</a>')
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)
 
@@ -46,7 +47,9 @@ def languages(page: str, text: str, language: str) -> str:
         mark = re.search(rf'<div class="theme-toggle-container theme-toggle-{place}">', text)
         if mark:
             text = text[:mark.start()] + switch(page, language) + text[mark.start():]
-    own = "ko" if page.endswith(".ko.html") else language if page in TRANSLATED or page.startswith("solutions/") else "en"
+    document = (ROOT / page).with_suffix(".md")
+    ours = page in TRANSLATED or page.startswith("solutions/") or words.translated(document, language) != document
+    own = language if ours else "en"
     if own != language:                                        # for screen readers, and for the right fonts
         text = re.sub(r"<article\b", f'<article lang="{own}"', text, count=1)
     return text

@@ -2,7 +2,7 @@
 
     index.md, errata.md, tables.md, api/*.rst    written here
     solutions/NN_name.ipynb                      the executed chapters; answers and plotting helpers are folded away
-    README.md ... docs/**  datasets/*.md         as they are, with the files that they link to
+    README.md ... docs/**  datasets/*.md         as they are, with the files that they link to; in Korean NAME.ko.md as NAME.md
 """
 
 import re
@@ -18,8 +18,10 @@ from course.classroom import translate
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-DOCUMENTS = ("README.md", "README.ko.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
+OTHER = re.compile(r"^\[(?:한국어|English)\]\(\S+\.md\)\n\n", re.M)       # each page of the site has a link to its other language
+TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.M | re.S)
 FOLDERS = {"datasets": "datasets/README.md", "solutions": "chapters.md", "notebooks": "chapters.md", "docs": "index.md"}
 
 
@@ -29,22 +31,22 @@ def stage(out: Path, language: str = "en") -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     documents = [ROOT / name for name in DOCUMENTS if (ROOT / name).is_file()]
-    documents += [p for p in sorted((ROOT / "docs").rglob("*.md")) if HERE not in p.parents]
+    documents += [p for p in sorted((ROOT / "docs").rglob("*.md")) if HERE not in p.parents and ".ko." not in p.name]
     documents += sorted((ROOT / "datasets").glob("*.md"))
     for path in documents:
-        document(path, out)
+        document(path, out, language)
     names = [chapter(path, out, language, t) for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))]
-    entry = HERE / ("index.md" if language == "en" else f"index.{language}.md")
-    pages = {"index.md": entry.read_text("utf-8"), "chapters.md": contents(names, t),
-             "reading.md": reading(documents), "errata.md": errata.page(), "tables.md": tables.page(ROOT, out), **api.pages()}
+    entry = words.translated(HERE / "index.md", language).read_text("utf-8")
+    pages = {"index.md": entry, "chapters.md": contents(names, t), "reading.md": reading(documents, entry, t),
+             "errata.md": errata.page(), "tables.md": tables.page(ROOT, out), **api.pages()}
     for name, text in pages.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(text, "utf-8")
     return out
 
 
-def document(path: Path, out: Path) -> None:
-    """Copy a document and what it links to. A link to a folder becomes one to the folder's page."""
+def document(path: Path, out: Path, language: str) -> None:
+    """Copy a document, in that language where there is one, and what it links to. A link to a folder becomes one to its page."""
     def target(found: re.Match) -> str:
         link, anchor = found[1], found[2] or ""
         if "://" in link or link.startswith("mailto:"):
@@ -64,11 +66,12 @@ def document(path: Path, out: Path) -> None:
             return f"]({link.rstrip('/')}/index.md)"
         if there.is_file() and there.suffix != ".md":
             copy(there, out)
-        return f"]({link}{anchor})"
+        return f"]({link.removesuffix('.ko.md')}.md{anchor})" if link.endswith(".ko.md") else f"]({link}{anchor})"
 
     place = out / path.relative_to(ROOT)
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(LINK.sub(target, path.read_text("utf-8")), "utf-8")
+    text = OTHER.sub("", words.translated(path, language).read_text("utf-8"), count=1)
+    place.write_text(LINK.sub(target, text), "utf-8")
 
 
 def copy(path: Path, out: Path) -> None:
@@ -98,9 +101,9 @@ def contents(chapters: list[str], t: Callable[[str], str]) -> str:
                       "```{toctree}", ":maxdepth: 1", "", *chapters, "```", ""])
 
 
-def reading(documents: list[Path]) -> str:
+def reading(documents: list[Path], entry: str, t: Callable[[str], str]) -> str:
     """A page that lists what has no place of its own in the index."""
-    placed = {"docs/instructors.md", "docs/scaling.md"}
-    names = [p.relative_to(ROOT).as_posix() for p in documents]
-    return "\n".join(["# All documents", "", "The repository's own documents, as they stand there.", "",
-                      "```{toctree}", ":maxdepth: 1", "", *(n.removesuffix(".md") for n in names if n not in placed), "```", ""])
+    placed = set(re.findall(r"^(?:.* <)?([\w/]+)>?$", "\n".join(TOCTREE.findall(entry)), re.M))
+    names = [p.relative_to(ROOT).with_suffix("").as_posix() for p in documents]
+    return "\n".join([f"# {t(words.DOCUMENTS)}", "", t(words.ABOUT_DOCUMENTS), "",
+                      "```{toctree}", ":maxdepth: 1", "", *(name for name in names if name not in placed), "```", ""])

@@ -18,16 +18,25 @@ LANGUAGES = {"en": "English", "ko": "한국어"}
 CHAPTERS = "The chapters"
 ABOUT_CHAPTERS = ("Each page is a chapter as it was executed: text, code, and the figures that came out. Answers and hints are "
                   "folded; `make lab` opens the same chapters as notebooks in which you write them yourself.")
+DOCUMENTS = "All documents"
+ABOUT_DOCUMENTS = "The repository's own documents, as they stand there."
 FOLDED = {"solution": ("Show an answer", "Hide it"), "setup": ("Show the helpers for the figures", "Hide them")}
 
 
 def wanted() -> dict[str, str]:
     """Passage -> where it stands."""
-    found = {text: "labels" for text in (CHAPTERS, ABOUT_CHAPTERS, *(word for pair in FOLDED.values() for word in pair))}
+    labels = (CHAPTERS, ABOUT_CHAPTERS, DOCUMENTS, ABOUT_DOCUMENTS, *(word for pair in FOLDED.values() for word in pair))
+    found = {text: "labels" for text in labels}
     for path in sorted((HERE / "alt").glob("*.json")):
         for texts in json.loads(path.read_text("utf-8")).values():
             found |= {text: f"a figure of {path.stem}" for text in texts}
     return found
+
+
+def translated(document: Path, language: str) -> Path:
+    """NAME.md -> NAME.ko.md beside it, where that is, else NAME.md."""
+    twin = document.with_suffix(f".{language}.md")
+    return twin if twin.is_file() else document
 
 
 def translator(language: str) -> Callable[[str], str]:

@@ -5,7 +5,7 @@ import pytest
 PHONE = 390
 SEEN = ("index.html", "chapters.html", "solutions/10_guidance_prompts.html", "solutions/07_reverse_process.html",
         "api/index.html", "api/attention.html", "errata.html", "tables.html",
-        "README.html", "docs/instructors.html", "search.html?q=guidance")
+        "README.html", "docs/adapters.html", "ko/docs/install.html", "docs/instructors.html", "search.html?q=guidance")
 
 
 def test_no_page_is_wider_than_a_phone_and_nothing_goes_wrong(soups, address, tab):

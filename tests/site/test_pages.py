@@ -176,3 +176,16 @@ def test_the_korean_chapters_have_the_figures_the_formulas_and_korean_words(soup
         assert all(re.search("[가-힣]", img["alt"]) for img in theirs.select(".cell_output img"))
         assert len(re.findall("[가-힣]", theirs.article.get_text())) > 3000
         assert not theirs.article.get("lang") and soups["ko/docs/speed.html"].article["lang"] == "en"
+
+
+def test_a_translated_document_is_korean_in_the_korean_site_and_stands_there_once(soups):
+    from tests import test_translation
+    documents = [name.removesuffix(".md") for name in test_translation.DOCUMENTS if not name.startswith("docs/site/")]
+    assert "README" in documents and not [page for page in soups if ".ko." in page]
+    for name in documents:
+        ours, theirs = soups[f"{name}.html"], soups[f"ko/{name}.html"]
+        english, korean = (len(re.findall("[가-힣]", soup.article.get_text())) for soup in (ours, theirs))
+        assert english < 20 < korean, name
+        assert not theirs.article.get("lang"), name
+        for what in ("pre", "table tr", "img", "h2"):
+            assert len(ours.article.select(what)) == len(theirs.article.select(what)), (name, what)
