@@ -6,6 +6,8 @@ a paragraph stays one, with `names` set as code; lines that are all indented are
 import re
 import textwrap
 
+from sphinx.locale import get_translator
+
 CODE = re.compile(r"(`[^`]+`)")
 SPECIAL = re.compile(r"([\\*|_])")
 
@@ -53,7 +55,15 @@ def skip(app, what, name, obj, skipped, options):
     return False if name == "forward" and callable(obj) else None
 
 
+def spaced() -> None:
+    """Sphinx's Korean for "alias of" has a letter right after a name, "%s의 별칭", where markup cannot end: `\\ ` between."""
+    words = getattr(get_translator(), "_catalog", {})
+    if "alias of %s" in words:
+        words["alias of %s"] = re.sub(r"^%s(?=\w)", r"%s\\ ", words["alias of %s"])
+
+
 def setup(app):
+    spaced()
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-skip-member", skip)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -7,7 +7,7 @@ import words
 
 ROOT = Path(__file__).resolve().parents[2]
 TRANSLATED = ("index.html", "chapters.html", "reading.html", "search.html", "genindex.html")       # beside chapters and documents
-BACK = re.compile(r'<a class="viewcode-back" href="([^"#]+)#([^"]+)">\[docs\]</a>')
+BACK = re.compile(r'<a class="viewcode-back" href="([^"#]+)#([^"]+)">\[[^<\]]+\]</a>')        # [docs], [문서]
 PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)
 
 
@@ -21,7 +21,7 @@ def mended(text: str) -> str:
 
 
 def pruned(path: Path, text: str, names: dict[Path, set[str]]) -> str:
-    """A page of source, whose [docs] links are kept only where something stands at their other end.
+    """A page of source, whose links back, [docs], are kept only where something stands at their other end.
 
     `viewcode` also writes one for what is not documented, and for what a package shows under a shorter name.
     """

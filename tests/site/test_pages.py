@@ -65,7 +65,7 @@ def test_the_words_belong_to_figures_that_are_there():
 
 def test_headings_go_down_one_step_at_a_time(soups):
     for page, soup in soups.items():
-        if page == "search.html":                              # a script writes its headings: test_browser looks at it
+        if page.endswith("search.html"):                      # a script writes its headings: test_browser looks at it
             continue
         levels = [int(h.name[1]) for h in (soup.find("article") or soup).find_all(re.compile("^h[1-6]$"))]
         assert levels[:1] == [1] and levels.count(1) == 1, page
