@@ -95,6 +95,8 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
                                                           "word.")] = None,
            words: Annotated[str | None, typer.Option(help="Which words, with commas between; default: all but the smallest."
                                                      )] = None,
+           animate: Annotated[Path | None, typer.Option(help="Also write a WebP or GIF, at most 1 MB, of how the pictures come "
+                                                        "out of the noise.")] = None,
            latents: Annotated[Path | None, typer.Option(help="Also write what was diffused, as safetensors.")] = None,
            original: Annotated[str | None, typer.Option(help="SDXL: as if the picture had been taken in so many pixels, or "
                                                         "WIDTHxHEIGHT.")] = None,
@@ -119,7 +121,7 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
     controls = [command.read_control(given, control_part, guess, pipe.device) for given in control or []]
     second = refiner and StableDiffusion.load(refiner).to(choose(device), command.PRECISIONS[precision])
     wish = command.Wish(prompts, out, chosen, size, image, mask, interval, attention, words, latents, original, crop, second,
-                        hand_over, {"model": model, "command": shlex.join(["course", *sys.argv[1:]])})
+                        hand_over, {"model": model, "command": shlex.join(["course", *sys.argv[1:]])}, animate)
     told = command.run(pipe, wish, {
         "negative_prompt": negative_prompt or None, "steps": steps or pipe.config.steps or 25,
         "guidance_scale": guidance, "guidance_rescale": rescale,
@@ -129,7 +131,7 @@ def sample(prompts: Annotated[list[str], typer.Argument(metavar="prompt", help="
         return
     print(f"drawn by {pipe.origin}")
     print(f"{out}   the oracle reads: {'; '.join(told['oracle']) or 'square pictures only'}")
-    for extra in ("attention", "latents"):
+    for extra in ("attention", "animate", "latents"):
         if extra in told:
             print(f"{extra}: {told[extra]}")
 
@@ -150,6 +152,29 @@ def studio(models: Annotated[list[str] | None, typer.Option("--model", help="A r
         raise UsageError(f"port must lie in 0 ... 65535, got {port}")
     offered = catalogue.collect(models or [], loras or [], controls or [])
     server.run(offered, host, port, choose(device), device, browser)
+
+
+@app.command()
+def architecture(source: Annotated[str, typer.Argument(metavar="MODEL", help="One that comes with the course, sd15, sd21, sdxl, "
+                                                       "a preset, or a run, pipeline or released folder.")] = "scenes64",
+                 what: Annotated[str, typer.Option(help="unet, vae or pipeline.")] = "unet",
+                 out: Annotated[Path | None, typer.Option(help="The SVG to write; default: WHAT-MODEL.svg.")] = None,
+                 as_json: Json = False) -> None:
+    """Run a model once and draw what it is made of: every block with its shape and parameters, skips, text and time."""
+    from course import files
+    from course.evaluation import architecture as survey
+    from course.evaluation import drawings
+    from course.sample import check_out
+    drawings.check(what)
+    out = out or Path(f"{what}-{Path(source).name}.svg")
+    check_out(out, ".svg")
+    record = survey.record(source)
+    files.write_bytes(out, drawings.draw(record, what).encode())
+    if as_json:
+        print(json.dumps(record.to_json() | {"out": str(out)}))
+        return
+    print("; ".join(f"{name} {count:,}" for name, count in record.networks.items()) + " parameters")
+    print(out)
 
 
 @app.command()

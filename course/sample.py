@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from course import __version__, controlnet, files, pixels, sdxl
+from course import __version__, animation, controlnet, files, pixels, sdxl
 from course.adapt import control, inversion, low_rank
 from course.data import images as pictures
 from course.data import oracle
@@ -47,6 +47,7 @@ class Wish:
     refiner: StableDiffusion | None = None  # who walks the last part of the way, behind `hand_over`
     hand_over: float = 0.8
     note: dict = field(default_factory=dict)  # what to write into a PNG beside prompts, seeds and settings
+    animate: Path | None = None            # where to show how the pictures come out of the noise
 
     @property
     def pairs(self) -> list[tuple[str, int]]:
@@ -68,9 +69,12 @@ def run(pipe: StableDiffusion, wish: Wish, how: dict, quiet: bool = False) -> di
     check_out(wish.out, *FORMATS)
     if wish.attention:
         check_out(wish.attention, ".png")
+    if wish.animate:
+        check_out(wish.animate, *animation.FORMATS)
     how = settings(wish, how)
     with Progress(f"{len(wish.pairs)} pictures" if len(wish.pairs) > 1 else "a picture", quiet) as progress:
-        x0 = draw(pipe, wish, how, progress=progress.update)
+        film = animation.Film()
+        x0 = draw(pipe, wish, how, progress=progress.update, **({"callback": film} if wish.animate else {}))
     images = pipe.decode(x0).cpu()                                                      # (B,3,H,W)
     write_grid(images, wish.out, len(wish.seeds), note(wish, how))
     told = {"out": str(wish.out), "prompt": wish.prompts[0] if len(wish.prompts) == 1 else wish.prompts,
@@ -78,6 +82,12 @@ def run(pipe: StableDiffusion, wish: Wish, how: dict, quiet: bool = False) -> di
     if wish.latents:
         files.save_tensors(wish.latents, {"x0": x0}, {"prompts": [p for p, _ in wish.pairs], "seeds": [s for _, s in wish.pairs]})
         told["latents"] = str(wish.latents)
+    if wish.animate:
+        told["animate"] = str(wish.animate)
+        # prompts below each other are shown in a row: pages are wide
+        columns = len(wish.seeds) if len(wish.seeds) > 1 else min(4, len(wish.prompts))
+        shown = animation.frames(film.steps, x0.cpu(), lambda x: pipe.decode(x.to(pipe.device)).cpu(), lambda x: grid(x, columns))
+        told["animation"] = animation.write(wish.animate, shown)
     if wish.attention:
         draw_attention(pipe, wish, how)
         told["attention"] = str(wish.attention)

@@ -20,7 +20,7 @@ from course import cli, sample, samplers, shipped
 from course.classroom import release
 from course.data import hints
 from course.errors import UsageError
-from course.evaluation import speed, tables
+from course.evaluation import architecture, drawings, speed, tables
 from course.evaluation.tables.table import SCALES
 from course.options import weighted
 from course.training import recipes
@@ -150,6 +150,7 @@ def check_values(path: str, p: dict) -> None:
     known = {"sampler": samplers.SAMPLERS, "scale": SCALES, "device": ("auto", "cpu", "cuda", "mps")}
     known["kind"] = {"train": recipes.KINDS, "bench control": hints.KINDS}.get(path, ())
     known["size"] = speed.SIZES if path == "bench speed" else (p.get("size"),)
+    known["what"] = drawings.DRAWINGS
     known["precision"] = ("fp32", "bf16", "fp64") if path == "train" else sample.PRECISIONS
     for key in known.keys() & p.keys():
         if p[key] is not None and p[key] not in known[key]:
@@ -171,7 +172,7 @@ def check_values(path: str, p: dict) -> None:
 
 
 READS = ("model", "first_stage", "text_encoder", "start", "network", "image", "mask", "refiner", "points", "paths", "folder",
-         "adapters", "new_words", "control", "change", "inception", "clip", "lpips")
+         "adapters", "new_words", "control", "change", "inception", "clip", "lpips", "source")
 
 
 def reads(path: str, context) -> list[str]:
@@ -187,6 +188,8 @@ def reads(path: str, context) -> list[str]:
                 case "control":
                     network, _, picture = weighted(each)[0].partition("=")
                     found += [network, picture]
+                case "source":
+                    found += [each] if each not in architecture.names() else []
                 case "adapters" | "new_words":
                     found.append(weighted(each)[0])
                 case _:
@@ -200,7 +203,8 @@ def writes(path: str, p: dict) -> list[str]:
         made = [p["out"] or f"runs/{p['kind']}-{p['preset']}"] if p["kind"] and not p["list_all"] else []
     else:
         made = [p.get("out"), p["folder"] if path == "start" else None]
-    return [str(file) for file in [*made, p.get("attention"), p.get("latents"), p.get("page")] if file is not None]
+    made += [p.get(name) for name in ("attention", "animate", "latents", "page")]
+    return [str(file) for file in made if file is not None]
 
 
 def exists(file: str, there: set[str]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 COMPONENTS = ("pixels", "schedule", "objectives", "layers", "attention", "unet", "vae", "vq", "tokenizer", "text", "losses",
               "samplers", "guidance", "sdxl", "controlnet", "lora", "inversion", "tiling", "heatmaps", "memo", "deepcache")
-WHOLE = ("pipeline", "parts", "presets", "sample", "device", "errors", "files")
+WHOLE = ("pipeline", "parts", "presets", "sample", "animation", "device", "errors", "files")
 PACKAGES = {"published": "Released files", "data": "Data", "training": "Training", "adapt": "Adapters",
             "evaluation": "Evaluation", "classroom": "Classroom"}
 INTRODUCTION = """\
