@@ -33,7 +33,7 @@ def unet(record: "architecture.Record") -> str:
     left = split(down, lambda before, now: before.name in sources)
     right = split(up, lambda before, now: now.name in targets or now.output[1:] != before.output[1:])
     bottom = arms(bars, left, right, targets, ("x, noisy", maps[0].input),
-                  ({"eps": "its noise", "v": "v, see schedule", "x0": "x, clean"}[record.predict], maps[-1].output))
+                  ({"eps": "its noise", "v": "v", "x0": "x, clean"}[record.predict], maps[-1].output))
     notes = rails(bars, record, hang(bars, middle, bottom))
     legend(page, record.unet, notes)
     told = sum("text" in block.reads for block in record.unet)
