@@ -115,3 +115,11 @@ def test_what_is_too_large_gets_coarser_then_smaller(tmp_path, kind):
     with pytest.raises(UsageError, match="4 steps of 160 x 160 pixels do not fit into 100 bytes"):
         animation.write(path, made, 100)
     assert path.read_bytes() == before
+
+
+def test_the_last_frame_shows_what_came_out():
+    """A step's own estimate may be something else: around a hole, or where a sampler stops before all noise is gone."""
+    x, x0, last = (torch.full((1, 3, 32, 32), value) for value in (-1.0, 0.0, 1.0))
+    made = animation.frames([(999.0, x, x0), (500.0, x, x0)], last, lambda z: z, lambda z: sample.grid(z, 1))
+    levels = [[int(p.mean().round()) for p in pair(frame, (256, 256))] for frame in made]
+    assert levels == [[0, 128], [255, 255]]
