@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import nn
 
 from course import heatmaps, parts, samplers, text, tokenizer
-from course.classroom import begin, check, use
+from course.classroom import attention_hover, begin, check, use
 from course.data import Scenes, captions, oracle
 from course.pipeline import SHIPPED, StableDiffusion
 from course.training import saved
@@ -71,14 +71,14 @@ def show_maps(picture, words, maps):
 #
 # The course's model `scenes64` draws a prompt of 14 words. While it draws, every place of the latent spends one unit of
 # attention on the tokens of the text, in each of seven layers and at each step. Averaged over all of them, and laid over
-# the picture (the number is the largest share that the word gets anywhere):
+# the picture (point at a marked word, or press Tab; the number is its largest share anywhere):
 
 # %%
 shipped = StableDiffusion.load("scenes64").to(session.device)
 PROMPT = "a small red ring left of a large blue square on a gray background"
 WORDS = ["red", "ring", "left", "blue", "square", "background"]
 picture, maps = shipped.attention_maps(PROMPT, WORDS, steps=STEPS, seed=9)
-show_maps(picture, WORDS, maps.cpu())
+attention_hover(picture, maps, WORDS, PROMPT)
 
 # %% [markdown]
 # Nobody told the model where the ring would be, nor which pixels are "ring". Every place that became ring looked there.

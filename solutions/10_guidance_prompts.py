@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from course import parts, samplers
-from course.classroom import begin, check, use
+from course.classroom import begin, check, prompt_box, use
 from course.data import Scenes, captions, oracle
 from course.evaluation.sweep import wilson
 from course.pipeline import StableDiffusion
@@ -665,6 +665,27 @@ strip([examples[title] for title in short], [""] * 6, list(short.values()), widt
 # > picture better, **but** here the first loses 8 pictures and gains 2, the second loses 24 and gains 1. A large
 # > model has seen such words beside pictures that people liked; whether they help there is the same experiment with
 # > another judge.
+#
+# Ask for something yourself: any words, at $w = 3$ and always from one noise. (A page that was only executed shows four
+# prompts.)
+
+# %%
+def ask(prompts):
+    """A picture of each prompt from the noise of seed 3, and what the oracle reads in it."""
+    pictures = draw(prompts, [3] * len(prompts), 3.0)
+    strip([pictures], range(1, len(prompts) + 1), width=1.6 * len(prompts))
+    for number, (prompt, reading) in enumerate(zip(prompts, oracle.read(pictures), strict=True), start=1):
+        things = [" ".join(word or "?" for word in (o.size, o.color, o.shape, o.position)) for o in reading.objects]
+        print(f"{number}. {prompt}\n   read: {', '.join(things) or 'nothing'} on {reading.background}")
+
+
+prompt_box(ask, ["a large green star on the left on a cream background",
+                 "a large green star not on the left on a cream background",
+                 "two large green stars on a cream background", "a photograph of an astronaut on a horse"])
+
+# %% [markdown]
+# It was taught neither *not* nor *two* nor horses, and draws what is left of the sentence: the star stays on the left, "stars"
+# is not its word "star", and the astronaut is a brown blot on sky blue.
 #
 # ## 7 · Instead of nothing
 #

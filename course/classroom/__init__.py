@@ -7,7 +7,7 @@
 
     for step in track(range(1000), "training"):               # shows how far it is
         ...
-    slider(draw, 0, 999, start=300)                           # draw(t) for the t that the reader chooses
+    slider(draw, 0, 999, start=300)                           # draw(t) for the t that the reader chooses: see widgets
 
 Importing this module loads neither torch nor any check.
 """
@@ -17,9 +17,10 @@ import random
 from types import SimpleNamespace
 
 from course import __version__
+from course.classroom.widgets import attention_hover, latent_mixer, live, prompt_box, slider
 from course.errors import UsageError
 
-__all__ = ["begin", "check", "slider", "track", "use"]
+__all__ = ["attention_hover", "begin", "check", "latent_mixer", "prompt_box", "slider", "track", "use"]
 
 PROFILES = ("quick", "cpu", "gpu")
 
@@ -90,22 +91,6 @@ def track(steps, title: str, lines: int = 4):
         yield step
         if done * lines // len(steps) > (done - 1) * lines // len(steps):
             print(f"{title}: {done} of {len(steps)}")
-
-
-def slider(draw, low: int, high: int, start: int) -> None:
-    """draw(value) under a slider that somebody can move, in a live session; where a notebook is only executed, draw(start)."""
-    if not live():
-        return draw(start)
-    from inspect import signature
-
-    from ipywidgets import IntSlider, interact
-    name = next(iter(signature(draw).parameters))              # the slider says what it moves
-    interact(draw, **{name: IntSlider(start, low, high, continuous_update=False)})
-
-
-def live() -> bool:
-    """Whether a person looks on: a Jupyter server or Colab names its sessions; nbval, nbgrader and nbclient have none."""
-    return "JPY_SESSION_NAME" in os.environ or "COLAB_RELEASE_TAG" in os.environ
 
 
 def _banner(text: str) -> None:

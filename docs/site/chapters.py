@@ -1,5 +1,6 @@
 """A figure in a chapter gets the words that stand for it: alt/NN_name.json, by the heading that it stands under, in order."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,13 @@ from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 HERE = Path(__file__).resolve().parent
+HOVER = '<figure class="attention-hover"'                      # a figure that is HTML: classroom.attention_hover
 log = logging.getLogger(__name__)
+
+
+def is_figure(output: dict) -> bool:
+    data = output.get("data", {})
+    return any(kind.startswith("image/") for kind in data) or "".join(data.get("text/html", "")).startswith(HOVER)
 
 
 def figures(notebook: dict) -> list[str]:
@@ -20,8 +27,7 @@ def figures(notebook: dict) -> list[str]:
         if cell["cell_type"] == "markdown":
             prose = re.sub(r"^```.*?^```", "", "".join(cell["source"]), flags=re.M | re.S)       # a comment is no heading
             heading = ([heading] + re.findall(r"^#+ +(.+)$", prose, re.M))[-1]
-        found += [heading for output in cell.get("outputs", ())
-                  if any(kind.startswith("image/") for kind in output.get("data", ()))]
+        found += [heading for output in cell.get("outputs", ()) if is_figure(output)]
     return found
 
 
@@ -38,8 +44,8 @@ def describe(app, tree):
     where = app.env.docname
     if not where.startswith("solutions/"):
         return
-    pictures = [node for node in tree.findall(nodes.image) if "output" in str(node.get("uri"))
-                or "jupyter_execute" in str(node.get("uri"))]
+    pictures = [node for node in tree.findall(lambda node: isinstance(node, nodes.image | nodes.raw))
+                if HOVER in node.astext() or "output" in str(node.get("uri")) or "jupyter_execute" in str(node.get("uri"))]
     chapter = where.removeprefix("solutions/")
     texts = told(chapter, json.loads((HERE.parents[1] / "solutions" / f"{chapter}.ipynb").read_text("utf-8")))
     if len(texts) != len(pictures):
@@ -48,7 +54,13 @@ def describe(app, tree):
     for number, (node, text) in enumerate(zip(pictures, texts, strict=True), 1):
         if text is None:
             log.warning("figure %d has no words in docs/site/alt/%s.json", number, chapter, location=where, type="alt")
-        node["alt"] = t(text or "")
+        if isinstance(node, nodes.image):
+            node["alt"] = t(text or "")
+        else:                                                  # its first picture; the maps have their words before them
+            shown = node.astext()
+            said, told_as = re.search(r'alt="[^"]+"', shown)[0], f'alt="{html.escape(t(text or ""))}"'
+            node.clear()
+            node += nodes.Text(shown.replace(said, told_as, 1))
 
 
 def setup(app):

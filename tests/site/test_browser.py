@@ -4,6 +4,7 @@ import pytest
 
 PHONE = 390
 SEEN = ("index.html", "chapters.html", "solutions/10_guidance_prompts.html", "solutions/07_reverse_process.html",
+        "solutions/09_attention_text.html",
         "api/index.html", "api/attention.html", "errata.html", "tables.html",
         "README.html", "docs/adapters.html", "ko/docs/install.html", "docs/instructors.html", "search.html?q=guidance")
 
@@ -68,6 +69,20 @@ def test_a_hint_unfolds(address, tab):
     hint.locator("summary").click()
     assert inside.is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE
+
+
+@pytest.mark.parametrize("language", ["", "ko/"])
+def test_a_word_reached_by_the_keyboard_shows_where_the_picture_looked(address, tab, language):
+    page = tab(PHONE)
+    page.goto(f"{address}{language}solutions/09_attention_text.html")
+    words = page.locator(".attention-hover span")
+    maps = words.locator("img")
+    assert words.count() == maps.count() == 6 and not any(maps.nth(i).is_visible() for i in range(6))
+    words.first.focus()
+    assert maps.first.is_visible() and not maps.nth(1).is_visible()
+    page.keyboard.press("Tab")
+    assert maps.nth(1).is_visible() and not maps.first.is_visible()
+    assert maps.nth(1).bounding_box() == page.locator(".attention-hover > img").bounding_box() and page.troubles == []
 
 
 def test_formulas_are_drawn_with_the_font_of_the_site(address, tab):

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))
+MAP = ".attention-hover span img"                              # a word's heat map, shown while the word is pointed at
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$(?! )([^$]+?)\$", re.S)
 
 
@@ -48,9 +49,11 @@ def test_every_asset_is_local(folder, soups):
 
 
 def test_every_figure_has_words(soups):
-    silent = {(page, img["src"]) for page, soup in soups.items() for img in soup.find_all("img")
+    silent = {(page, img["src"]) for page, soup in soups.items() for img in soup.select(f"img:not({MAP})")
               if len(img.get("alt", "").strip()) < 10 or img["alt"].endswith((".png", ".jpg"))}
     assert not silent
+    for soup in soups.values():
+        assert all(img["alt"] == "" and img.parent.get_text(strip=True) for img in soup.select(MAP))    # the word says it
 
 
 def test_the_words_belong_to_figures_that_are_there():
@@ -73,12 +76,14 @@ def test_headings_go_down_one_step_at_a_time(soups):
 
 
 def test_each_chapter_is_there_with_its_figures_and_outputs(soups):
+    sys.path.insert(0, str(ROOT / "docs" / "site"))
+    import chapters
     assert len(CHAPTERS) == 17
     for path in CHAPTERS:
         soup = soups[f"solutions/{path.stem}.html"]
         cells = json.loads(path.read_text("utf-8"))["cells"]
-        drawn = sum(any(kind.startswith("image/") for kind in o.get("data", ())) for c in cells for o in c.get("outputs", ()))
-        assert len(soup.select(".cell_output img")) == drawn > 0
+        drawn = sum(chapters.is_figure(o) for c in cells for o in c.get("outputs", ()))
+        assert len(soup.select(f".cell_output img:not({MAP})")) == drawn > 0
         assert len(soup.select(".cell")) == sum(c["cell_type"] == "code" for c in cells)
 
 
@@ -173,7 +178,7 @@ def test_the_korean_chapters_have_the_figures_the_formulas_and_korean_words(soup
         ours, theirs = soups[f"solutions/{path.stem}.html"], soups[f"ko/solutions/{path.stem}.html"]
         for what in (".cell_output img", "math", ".cell", "summary"):
             assert len(ours.select(what)) == len(theirs.select(what)), (path.stem, what)
-        assert all(re.search("[가-힣]", img["alt"]) for img in theirs.select(".cell_output img"))
+        assert all(re.search("[가-힣]", img["alt"]) for img in theirs.select(f".cell_output img:not({MAP})"))
         assert len(re.findall("[가-힣]", theirs.article.get_text())) > 3000
         assert not theirs.article.get("lang") and soups["ko/docs/speed.html"].article["lang"] == "en"
 
