@@ -31,7 +31,8 @@ def stage(out: Path, language: str = "en") -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     documents = [ROOT / name for name in DOCUMENTS if (ROOT / name).is_file()]
-    documents += [p for p in sorted((ROOT / "docs").rglob("*.md")) if HERE not in p.parents and ".ko." not in p.name]
+    documents += [p for p in sorted((ROOT / "docs").rglob("*.md")) if ".ko." not in p.name
+                  and not {HERE, ROOT / "docs" / "tables"} & {*p.parents}]              # (the tables have a page, tables.md)
     documents += sorted((ROOT / "datasets").glob("*.md"))
     for path in documents:
         document(path, out, language)
