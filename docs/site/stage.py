@@ -38,6 +38,9 @@ def stage(out: Path, language: str = "en") -> Path:
         document(path, out, language)
     names = [chapter(path, out, language, t) for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.ipynb"))]
     entry = words.translated(HERE / "index.md", language).read_text("utf-8")
+    for link, _ in LINK.findall(entry):                        # its pictures lie where they are in the repository
+        if (ROOT / link).is_file() and not link.endswith(".md"):
+            copy(ROOT / link, out)
     pages = {"index.md": entry, "chapters.md": contents(names, t), "reading.md": reading(documents, entry, t),
              "errata.md": errata.page(), "tables.md": tables.page(ROOT, out), **api.pages()}
     for name, text in pages.items():
