@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from course import parts, samplers
-from course.classroom import begin, check, prompt_box, use
+from course.classroom import begin, check, prompt_box, slider, use
 from course.data import Scenes, captions, oracle
 from course.evaluation.sweep import wilson
 from course.pipeline import StableDiffusion
@@ -84,6 +84,18 @@ for seed in (1, 2):
     z = [shipped.latents(PROMPT, steps=STEPS, seed=seed, guidance_scale=w) for w in knob]
     rows.append(shipped.decode(torch.cat(z)))                   # (7,3,64,64)
 strip(rows, [f"w = {w:g}" for w in knob], ["seed 1", "seed 2"])
+
+# %% [markdown]
+# Turn the knob yourself; seed 1 is drawn anew at each stop. (A page that was only executed shows one.)
+
+# %%
+def turned(w):
+    """Seed 1 at a guidance scale of w."""
+    z = shipped.latents(PROMPT, steps=STEPS, seed=1, guidance_scale=float(w))  # (1,8,8,8)
+    strip([shipped.decode(z)], [f"w = {w}"], width=1.8)
+
+
+slider(turned, 0, 20, start=5)
 
 # %% [markdown]
 # Up to 3 nothing is lost. At 7.5 edges fray, at 20 a blue square is black: the answers have left the range that the decoder
