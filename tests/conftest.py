@@ -49,3 +49,19 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         for p in module.parameters():
             p.copy_(0.1 * torch.randn(p.shape, generator=generator) + (1.0 if p.ndim == 1 else 0.0) * 0.5)
     return module
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """`course` and these words, in this process; (exit code, stdout, stderr)."""
+    from course import cli
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["course", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+    return run

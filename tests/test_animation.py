@@ -7,24 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from course import animation, cli, sample
+from course import animation, sample
 from course.errors import UsageError
 
 
 @pytest.fixture
-def course(pipe, monkeypatch, capsys, tmp_path):
+def course(pipe, command_line, monkeypatch, tmp_path):
     """`course sample` in this process, with a small model; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     pipe.save("model")
 
     def run(*words):
-        monkeypatch.setattr("sys.argv", ["course", "sample", *words, "--model", "model", "--device", "cpu"])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
+        return command_line("sample", *words, "--model", "model", "--device", "cpu")
     return run
 
 

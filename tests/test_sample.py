@@ -9,14 +9,14 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from course import cli, files, sample
+from course import files, sample
 from course.errors import UsageError
 from course.pipeline import StableDiffusion
 from tests.conftest import TINY
 
 
 @pytest.fixture
-def course(pipe, monkeypatch, capsys, tmp_path):
+def course(pipe, command_line, monkeypatch, tmp_path):
     """The command, in this process and in a folder with a picture and a mask; (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     pipe.save("model")
@@ -31,13 +31,7 @@ def course(pipe, monkeypatch, capsys, tmp_path):
     files.write_bytes("text.png", b"no picture")
 
     def run(command, *words):
-        monkeypatch.setattr("sys.argv", ["course", command, *words, "--model", "model", "--device", "cpu"])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
+        return command_line(command, *words, "--model", "model", "--device", "cpu")
     return run
 
 

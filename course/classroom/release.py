@@ -247,12 +247,12 @@ def _keep_outputs(notebook, place: Path) -> None:
     except (OSError, ValueError, nbformat.ValidationError) as error:
         raise ReleaseError(f"{place.name} has no outputs to keep ({type(error).__name__}): build it without --prose") from None
     now = [c for c in notebook.cells if c.cell_type == "code"]
-    changed = [c.id for c in now if c.source not in {b.source for b in before}]
-    if changed or len(now) != len(before):
-        raise ReleaseError(f"{place.name}: its code changed ({', '.join(changed) or 'a cell is gone'}): build it without --prose")
+    if [c.source for c in now] != [b.source for b in before]:
+        known = {b.source for b in before}
+        changed = [c.id for c in now if c.source not in known]
+        raise ReleaseError(f"{place.name}: its code changed ({', '.join(changed) or 'a cell is gone or moved'}): "
+                           f"build it without --prose")
     for cell, old in zip(now, before, strict=True):
-        if cell.source != old.source:
-            raise ReleaseError(f"{place.name}: cell {cell.id} moved: build it without --prose")
         cell.outputs, cell.execution_count = old.outputs, old.execution_count
 
 

@@ -19,7 +19,7 @@ def main() -> int:
     from words import LANGUAGES
     began = time.perf_counter()
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "site"
-    for old in ("html", "doctrees", "source"):                           # all anew: pages of another time would stay otherwise
+    for old in ("html", "doctrees", "source"):                 # all anew: pages of another time would stay otherwise
         shutil.rmtree(folder / old, ignore_errors=True)
     code = 0
     for language in LANGUAGES:                                 # English is the site, the others are folders in it

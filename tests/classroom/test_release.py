@@ -96,6 +96,23 @@ def test_a_build_is_the_same_every_time(toy):
     assert all(data.endswith(b"}\n") for data in first)
 
 
+def test_where_only_text_changed_the_outputs_are_kept(toy):
+    place, _ = release.build(toy, execute=False)
+    notebook = nbformat.read(place, as_version=4)
+    cell = next(c for c in notebook.cells if c.cell_type == "code")
+    cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="seen")], 7
+    nbformat.write(notebook, place)
+    toy.write_text(toy.read_text() + "\n# %% [markdown]\n# A last word.\n")
+    release.build(toy, prose=True)
+    kept = nbformat.read(place, as_version=4)
+    assert kept.cells[-1].source == "A last word."
+    same = next(c for c in kept.cells if c.cell_type == "code")
+    assert same.outputs[0].text == "seen" and same.execution_count == 7
+    toy.write_text(toy.read_text() + "\n# %%\n1 + 1\n")
+    with pytest.raises(release.ReleaseError, match="its code changed"):
+        release.build(toy, prose=True)
+
+
 def test_ids_come_from_the_exercise_or_the_content_and_survive_edits_elsewhere(toy):
     before = [c.id for c in release.notebooks(toy)[0].cells]
     assert len(set(before)) == len(before)

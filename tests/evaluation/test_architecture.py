@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from course import cli, layers, parts, presets, unet
+from course import layers, parts, presets, unet
 from course.errors import CheckpointError, UsageError
 from course.evaluation import architecture, blueprint, drawings
 from course.evaluation.svg import WIDTH, shape, short
@@ -232,17 +232,11 @@ def test_short_numbers():
 # ---- the command
 
 @pytest.fixture
-def course(monkeypatch, capsys, tmp_path):
+def course(command_line, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*said):
-        monkeypatch.setattr("sys.argv", ["course", "architecture", *said])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
+        return command_line("architecture", *said)
     return run
 
 
