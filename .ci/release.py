@@ -1,7 +1,7 @@
 """A release, up to the tag: `make release VERSION=0.2.0`, then the two lines it prints.
 
-    refused       a tree with changes, a version that is older, or tagged, an empty [Unreleased] in CHANGELOG.md, chapters out of step,
-                  a lint error, a test of `make test` that fails (`--untested` leaves the tests out, for trying this)
+    refused       a tree with changes, a version that is older or tagged already, an empty [Unreleased] in CHANGELOG.md, chapters
+                  out of step, a lint error, a test of `make test` that fails (`--untested` leaves the tests out, to try this)
     written       the version in pyproject.toml, course/__init__.py and CITATION.cff; the date in CITATION.cff and CHANGELOG.md
     made          dist/*.whl and dist/*.tar.gz from exactly that; a commit; an annotated tag. Nothing is pushed or uploaded.
 """
