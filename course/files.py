@@ -5,6 +5,7 @@ A rename within one folder is atomic, so a process killed at any moment leaves e
 
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
         raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def also_at(path: Path, other: Path) -> None:
+    """Atomically give the file `path` a second name, `other`, in the same folder; where a disk has no hard links, a copy."""
+    beside = other.with_name(f".{other.name}.{os.getpid()}.tmp")
+    try:
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(path, beside)
+        except OSError:
+            shutil.copyfile(path, beside)
+        os.replace(beside, other)
+        beside.unlink(missing_ok=True)                         # is left where both names meant one file already
+    except OSError as error:
+        raise TrainingError(f"cannot write {other}: {error.strerror or error}") from error
 
 
 def write_json(path: str | Path, value) -> None:

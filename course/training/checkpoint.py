@@ -4,7 +4,6 @@ Weights, their average, the optimiser's moments, the counters and the loss curve
 number of processes than it began with.
 """
 
-import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ class Keeper:
         if not self.engine.main:
             return
         if self.path.exists():
-            os.replace(self.path, self.before)
+            files.also_at(self.path, self.before)              # and not moved there: at no moment is there no newest file
         files.save_tensors(self.path, tensors, {"loop": asdict(self.config), "state": state})
 
     def load(self) -> dict | None:

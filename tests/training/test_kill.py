@@ -35,8 +35,8 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     path = tmp_path / "killed" / "checkpoint.safetensors"
     while killed < KILLS:
-        process = subprocess.Popen([sys.executable, __file__, str(path.parent)], env=environment)
         before, deadline = path.stat().st_mtime_ns if path.exists() else 0, time.time() + 60
+        process = subprocess.Popen([sys.executable, __file__, str(path.parent)], env=environment)
         while (not path.exists() or path.stat().st_mtime_ns == before) and time.time() < deadline and process.poll() is None:
             time.sleep(0.005)                                  # until this process has saved for the first time
         time.sleep(moments.uniform(0.0, 0.5))

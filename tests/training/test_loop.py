@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert torch.isfinite(weights(resumed)).all() and weights(resumed).shape == weights(whole).shape
 
 
+def test_a_disk_without_hard_links_keeps_the_one_before_too(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError("this file system has none")
+    monkeypatch.setattr("os.link", no_links)
+    config = replace(CONFIG, save_seconds=0.0)
+    loop.fit(make(), loss_of_batch, config, loop.Budget(steps=3), tmp_path, quiet=True)
+    (_, now), (_, before) = (files.load_tensors(tmp_path / f"checkpoint{name}.safetensors") for name in ("", ".before"))
+    assert now["state"]["step"] == 3 and before["state"]["step"] in (2, 3) and len(list(tmp_path.glob(".*.tmp"))) == 0
+
+
 def test_two_damaged_checkpoints_are_explained(tmp_path):
     loop.fit(make(), loss_of_batch, CONFIG, loop.Budget(steps=2), tmp_path, quiet=True)
     for name in ("checkpoint.safetensors", "checkpoint.before.safetensors"):
@@ -271,7 +282,7 @@ def test_kill_nine_while_saving_leaves_a_whole_checkpoint(tmp_path, delay):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    tensors, metadata = files.load_tensors(path if path.exists() else tmp_path / "checkpoint.before.safetensors")
+    tensors, metadata = files.load_tensors(path)               # at no moment is the newest one missing
     assert metadata["state"]["step"] >= 1 and torch.isfinite(tensors["model.1.weight"]).all()
 
 
