@@ -1,8 +1,12 @@
 """C: quality against time, by sampler and number of steps, latents beside pixels (Rombach et al. 2022, figure 7)."""
 
+import itertools
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 from course.evaluation import figures
 from course.evaluation.tables import drawn
@@ -14,7 +18,7 @@ PLAN = {"latent": [("ddim", n) for n in (5, 10, 20, 50, 100, 200)] + [
             (sampler, n) for sampler in ("ddpm", "euler", "heun", "dpmpp_2m", "unipc") for n in (5, 10, 20)],
         "pixel": [("ddim", n) for n in (5, 10, 20, 50)]}
 QUICK = {"latent": [("ddim", 1), ("heun", 1)], "pixel": [("ddim", 1)]}
-PICTURES = {"quick": 24, "cpu": 256, "gpu": 1_024}              # 85 steps of a pixel model on a CPU take ten seconds a picture
+PICTURES = {"quick": 24, "cpu": 128, "gpu": 1_024}              # 85 steps of a pixel model on a CPU take ten seconds a picture
 MODELS = {"latent": "scenes64", "pixel": "scenes64-pixel"}
 
 
@@ -31,24 +35,23 @@ def measure(work: Work) -> list[dict]:
             if arm not in loaded:
                 loaded[arm] = StableDiffusion.load(MODELS[arm], work.device)
             pipe = loaded[arm]
-            on_cpu = work.device == "cpu"
-            batch = 8 if arm == "pixel" and on_cpu else 64 if on_cpu else 512           # what a batch needs must fit the cache
-            images = drawn.pictures(pipe, judge.prompts, work.seed, batch, steps=steps, sampler=sampler,
-                                    tick=lambda part: work.progress(done + share * part))
-            timed = seconds(pipe, judge.prompts[:min(batch, 16 if on_cpu else 256)], sampler, steps)
-            return {"arm": arm, "sampler": sampler, "steps": steps, "seconds": timed} | judge.says(images)
+            batch = 256 if work.device != "cpu" else 8 if arm == "pixel" else 32        # what a batch needs must fit the cache
+            images, seconds = timed(pipe, judge.prompts, work.seed, batch, lambda part: work.progress(done + share * part),
+                                    steps=steps, sampler=sampler)
+            return {"arm": arm, "sampler": sampler, "steps": steps, "seconds": seconds} | judge.says(images)
         jobs[f"{arm}-{sampler}-{steps}"] = compute
     return work.share(jobs)
 
 
-def seconds(pipe, prompts: list[str], sampler: str, steps: int, rounds: int = 3) -> float:
-    """Median seconds a picture, all prompts in one batch, decoding included."""
-    taken = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        drawn.pictures(pipe, prompts, batch=len(prompts), steps=steps, sampler=sampler)
-        taken.append((time.perf_counter() - begun) / len(prompts))
-    return statistics.median(taken)
+def timed(pipe, prompts: list[str], seed: int, batch: int, tick: Callable[[float], None], **how) -> tuple[Tensor, float]:
+    """(pictures, seconds of one: the median over batches, decoding included; the first batch, which warms up, weighs little)."""
+    moments = [time.perf_counter()]
+
+    def after(part: float) -> None:
+        moments.append(time.perf_counter())
+        tick(part)
+    images = drawn.pictures(pipe, prompts, seed, batch, after, **how)
+    return images, statistics.median(b - a for a, b in itertools.pairwise(moments)) / min(batch, len(prompts))
 
 
 def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
