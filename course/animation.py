@@ -10,13 +10,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from course import files
+from course import files, style
 from course.errors import UsageError
 
 FORMATS = (".webp", ".gif")
 LIMIT = 1_000_000                          # bytes
 STEP, HOLD = 160, 2500                     # milliseconds: of a step, and of the last one
-INK, FAINT, DONE = "#222222", "#DDDDDD", "#0072B2"
+INK, FAINT, DONE = style.INK, "#DDDDDD", style.BLUE
 # from the best downwards, until the file is small enough: share of the size, and quality of a WebP (None: to the pixel), colours
 TRIALS = {".webp": [(1, None), (1, 90), (1, 75), (1, 50), (0.5, 75), (0.5, 50), (0.25, 50)],
           ".gif": [(1, 256), (1, 64), (0.5, 128), (0.5, 32), (0.25, 64), (0.25, 16)]}

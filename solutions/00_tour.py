@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from course import pipeline, samplers
-from course.classroom import begin, check, checks, use
+from course.classroom import begin, check, checks, figure_style, use
 from course.data import Scenes, oracle
 from course.data.captions import caption
 from course.data.vocabulary import Object, Scene
@@ -35,9 +35,7 @@ STEPS = {"quick": 2, "cpu": 16, "gpu": 25}[session.profile]         # denoising 
 ROUNDS = {"quick": 1, "cpu": 5, "gpu": 20}[session.profile]         # of a time measurement
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -29,7 +29,7 @@ from torch import nn
 
 from course import attention as attentions
 from course import presets
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes, oracle
 from course.evaluation import cost
 from course.pipeline import StableDiffusion
@@ -43,9 +43,7 @@ ROUNDS = {"quick": 1, "cpu": 5, "gpu": 7}[session.profile]      # of each timing
 BATCH = {"quick": 1, "cpu": 8, "gpu": 16}[session.profile]      # pictures a step
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from course import layers, parts, presets, vae
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes, oracle
 from course.pipeline import StableDiffusion
 
@@ -38,9 +38,7 @@ DRAWS = {"quick": 200, "cpu": 4000, "gpu": 4000}[session.profile]
 STEPS = {"quick": 6, "cpu": 500, "gpu": 4000}[session.profile]  # of each training
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

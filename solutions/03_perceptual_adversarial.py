@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from course import losses, vae
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes
 from course.pipeline import StableDiffusion
 from course.training import perceptual
@@ -40,9 +40,7 @@ MORE = {"quick": 5, "cpu": 150, "gpu": 600}[session.profile]    # steps with or 
 HEARD = MORE // 5                                               # from this step on the critic counts
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

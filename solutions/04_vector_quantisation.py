@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from course import parts, presets, vae, vq
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes
 
 session = begin(needs="0.1", seed=4)
@@ -36,9 +36,7 @@ STEPS = {"quick": 6, "cpu": 900, "gpu": 6000}[session.profile]  # of training an
 HELD_OUT = {"quick": 16, "cpu": 256, "gpu": 1024}[session.profile]  # pictures to measure on
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from course import parts, samplers, schedule
-from course.classroom import begin, check, slider, use
+from course.classroom import begin, check, figure_style, slider, use
 from course.data import Scenes
 
 session = begin(needs="0.1", seed=5)
@@ -33,9 +33,7 @@ COUNT = {"quick": 64, "cpu": 512, "gpu": 2048}[session.profile]  # pictures to m
 CHAINS = {"quick": 2_000, "cpu": 20_000, "gpu": 20_000}[session.profile]  # random walks
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from course import layers, parts, presets, samplers, schedule, unet
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes
 
 session = begin(needs="0.1", seed=6)
@@ -39,9 +39,7 @@ SHORT = {"quick": 2, "cpu": 120, "gpu": 1000}[session.profile]  # of each compar
 SAMPLES, LEVELS = {"quick": (8, 4), "cpu": (32, 100), "gpu": (32, 250)}[session.profile]
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0, limit=1.0):

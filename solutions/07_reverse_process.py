@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from course import samplers, schedule
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes, oracle
 from course.pipeline import StableDiffusion
 
@@ -39,9 +39,7 @@ ORDERS = {"quick": [10, 20, 40], "cpu": [10, 20, 40, 80, 160], "gpu": [10, 20, 4
 FINE = {"quick": 160, "cpu": 1000, "gpu": 1000}[session.profile]  # steps of the reference solution
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from course import samplers, schedule
-from course.classroom import begin, check, latent_mixer, track, use
+from course.classroom import begin, check, figure_style, latent_mixer, track, use
 from course.data import oracle
 from course.data.scenes import draw
 from course.data.vocabulary import POSITIONS, Object, Scene
@@ -43,9 +43,7 @@ TRIES = {"quick": 1, "cpu": 4, "gpu": 16}[session.profile]      # pictures for e
 SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]  # pictures in a row
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

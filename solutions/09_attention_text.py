@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import nn
 
 from course import heatmaps, parts, samplers, text, tokenizer
-from course.classroom import attention_hover, begin, check, use
+from course.classroom import attention_hover, begin, check, figure_style, use
 from course.data import Scenes, captions, oracle
 from course.pipeline import SHIPPED, StableDiffusion
 from course.training import saved
@@ -42,10 +42,7 @@ SENTENCES = {"quick": 20, "cpu": 400, "gpu": 400}[session.profile]  # whose vect
 LOOKS = {"quick": 2, "cpu": 32, "gpu": 128}[session.profile]    # pictures whose attention is measured
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3,
-                     "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def normal(*shape, seed=0):

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from course import parts, samplers
-from course.classroom import begin, check, prompt_box, slider, use
+from course.classroom import begin, check, figure_style, prompt_box, slider, use
 from course.data import Scenes, captions, oracle
 from course.evaluation.sweep import wilson
 from course.pipeline import StableDiffusion
@@ -42,10 +42,7 @@ SCALES = [1.0, 7.5] if session.profile == "quick" else [0.0, 1.0, 1.5, 3.0, 5.0,
 COUNTS = [2, *{"quick": [], "cpu": [5, 10, 20, 50], "gpu": [5, 10, 25, 50, 200]}[session.profile]]  # steps
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3,
-                     "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

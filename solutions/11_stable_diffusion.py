@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from course import attention, files, layers, parts, presets, samplers
-from course.classroom import begin, check, use
+from course.classroom import begin, check, figure_style, use
 from course.data import Scenes, oracle
 from course.data.scenes import draw
 from course.data.vocabulary import Object, Scene
@@ -48,10 +48,7 @@ HALF = {"quick": 1, "cpu": 12, "gpu": 64}[session.profile]      # pictures in ha
 SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]       # pictures in a row
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3, "image.interpolation": "nearest",
-                     "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style(**{"image.interpolation": "nearest", "axes.titlesize": 9})
 
 
 def strip(rows, titles, labels=None, width=8.0):

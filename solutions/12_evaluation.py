@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from course.classroom import begin, check, track, use
+from course.classroom import begin, check, figure_style, track, use
 from course.data import Scenes, oracle
 from course.data.captions import near_misses
 from course.errors import CheckpointError
@@ -47,10 +47,7 @@ SCALES = [1.5, 7.5] if session.profile == "quick" else [0.0, 1.0, 1.5, 3.0, 7.5]
 MOST = {"quick": 1000, "cpu": 4000, "gpu": 16000}[session.profile]  # points of the experiments with Gaussians
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3,
-                     "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -28,7 +28,7 @@ from torch import nn
 
 from course import controlnet, parts
 from course.adapt import control as adapted
-from course.classroom import begin, check, track, use
+from course.classroom import begin, check, figure_style, track, use
 from course.controlnet import Control
 from course.data import Scenes, captions, hints, oracle
 from course.pipeline import StableDiffusion
@@ -43,10 +43,7 @@ DRAWN = {"quick": 2, "cpu": 12, "gpu": 25}[session.profile]  # steps of the samp
 SHOWN = {"quick": 2, "cpu": 6, "gpu": 6}[session.profile]  # pictures in a row
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3,
-                     "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

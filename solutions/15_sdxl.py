@@ -28,7 +28,7 @@ from torch import nn
 
 from course import layers, objectives, pixels, presets, samplers, schedule, sdxl
 from course.adapt.xl import look
-from course.classroom import begin, check, track, use
+from course.classroom import begin, check, figure_style, track, use
 from course.data import Scenes, oracle
 from course.data.scenes import draw
 from course.data.vocabulary import Object, Scene
@@ -44,10 +44,7 @@ PROMPTS = {"quick": 2, "cpu": 24, "gpu": 128}[session.profile]  # for the shippe
 STEPS = {"quick": 3, "cpu": 25, "gpu": 50}[session.profile]     # of a sampler
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3,
-                     "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

@@ -31,7 +31,7 @@ from einops import rearrange
 from torch import nn
 
 from course import attention, layers, parts, pixels, samplers, schedule
-from course.classroom import begin, capstone, check, house, use, working
+from course.classroom import begin, capstone, check, figure_style, house, use, working
 from course.data import Scenes, oracle
 from course.evaluation.sweep import wilson
 from course.pipeline import StableDiffusion
@@ -43,10 +43,7 @@ PROMPTS = {"quick": 2, "cpu": 48, "gpu": 256}[session.profile]  # for the model'
 FOLDER = Path()                                                 # your notebooks lie beside this one
 
 # %% tags=["setup"]
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False,
-                     "axes.grid": True, "grid.alpha": 0.3,
-                     "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, RED, GREY = figure_style()
 
 
 def strip(rows, titles, labels=None, width=8.0):

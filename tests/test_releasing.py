@@ -67,6 +67,17 @@ def test_a_release_without_notes_is_refused(small, capsys):
     assert "nothing under [Unreleased]" in capsys.readouterr().err
 
 
+def test_a_failing_test_is_said_in_a_line(small, capfd, monkeypatch):
+    (small / "Makefile").write_text("test:\n\tfalse\n")
+    git("add", "-A", root=small)
+    git("commit", "-qm", "tests that fail", root=small)
+    steps = release.run
+    monkeypatch.setattr(release, "run", lambda *words, root: "" if words[0] == release.PYTHON else steps(*words, root=root))
+    with pytest.raises(release.Refused):
+        release.require(small, "9.0.0", tested=True)
+    assert "no release: `make test` failed" in capfd.readouterr().err
+
+
 def test_the_version_is_written_wherever_it_stands(small):
     said = release.notes(small)
     for version in ("9.0.0", "9.1.0rc1"):

@@ -16,11 +16,11 @@ import os
 import random
 from types import SimpleNamespace
 
-from course import __version__
+from course import __version__, style
 from course.classroom.widgets import attention_hover, latent_mixer, live, prompt_box, slider
 from course.errors import UsageError
 
-__all__ = ["attention_hover", "begin", "check", "latent_mixer", "prompt_box", "slider", "track", "use"]
+__all__ = ["attention_hover", "begin", "check", "figure_style", "latent_mixer", "prompt_box", "slider", "track", "use"]
 
 PROFILES = ("quick", "cpu", "gpu")
 
@@ -77,6 +77,14 @@ def begin(needs: str, seed: int = 0) -> SimpleNamespace:
     torch.manual_seed(seed)
     print(f"course {__version__} · profile {profile} · device {device} · seed {seed}")
     return SimpleNamespace(profile=profile, device=device, seed=seed)
+
+
+def figure_style(**settings) -> tuple[str, str, str, str, str]:
+    """Let Matplotlib draw as all chapters do, `settings` of its own (`{"axes.titlesize": 9}`) on top; returns the colours
+    blue, orange, green, red and grey."""
+    import matplotlib
+    matplotlib.rcParams.update(style.CHAPTER | settings)
+    return style.BLUE, style.ORANGE, style.GREEN, style.RED, style.GREY
 
 
 def track(steps, title: str, lines: int = 4):

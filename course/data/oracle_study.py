@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from course import files
+from course import files, style
 from course.data import Scenes, oracle
 from course.training.progress import Progress
 
@@ -96,8 +96,8 @@ def plot(found: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.gridspec import GridSpec
-    styles = {"all": ("#222222", "-", 2.4), "shape": ("#0072B2", "-", 1.5), "color": ("#D55E00", "-", 1.5),
-              "size": ("#009E73", "-", 1.5), "coverage": ("#888888", "--", 1.5)}
+    styles = {"all": (style.INK, "-", 2.4), "shape": (style.BLUE, "-", 1.5), "color": (style.RED, "-", 1.5),
+              "size": (style.GREEN, "-", 1.5), "coverage": (style.GREY, "--", 1.5)}
     figure = plt.figure(figsize=(9.6, 5.0))
     layout = GridSpec(2, 12, height_ratios=(3.2, 1), hspace=0.55, wspace=0.15, left=0.075, right=0.985, top=0.93,
                       bottom=0.03)

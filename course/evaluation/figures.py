@@ -9,10 +9,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from course import files
-
-# Okabe & Ito 2008: told apart by every kind of eye
-LATENT, PIXEL, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#999999"
+from course import files, style
+from course.style import FAINT, INK, LATENT, PIXEL
 
 
 def pyplot():
@@ -20,8 +18,7 @@ def pyplot():
     import matplotlib
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
-    plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False,
-                         "axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK})
+    plt.rcParams.update(style.PAGE)
     return plt
 
 

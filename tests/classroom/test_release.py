@@ -355,6 +355,13 @@ def scores(notebook):
     return found
 
 
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_figures_look_alike_in_all_chapters(path):
+    text = path.read_text("utf-8")
+    assert "figure_style(" in text and "rcParams" not in text
+    assert set(re.findall(r'"(#[0-9a-f]{6})"', text.lower())) <= {"#dddddd"}          # a frame; the others have names
+
+
 # `make test` runs every notebook by nbval as it is; what each scores on the way is asked of two, and in `make test-all` of all
 RUN = [pytest.param(path, id=path.stem, marks=[] if path.stem[:2] in ("05", "12") else pytest.mark.slow) for path in CHAPTERS]
 

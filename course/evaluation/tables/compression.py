@@ -8,7 +8,7 @@ f = 8 ahead at the end, f = 1 last, f = 16 held back by its autoencoder.
 from dataclasses import replace
 from pathlib import Path
 
-from course import demo, presets, unet, vae
+from course import demo, presets, style, unet, vae
 from course.evaluation import figures
 from course.evaluation.tables import arms, drawn, zoo
 from course.evaluation.tables.guidance import JUDGED
@@ -108,7 +108,7 @@ def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
 def draw(path: Path, rows: list[dict]) -> None:
     plt = figures.pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.1), sharey=True)
-    colors = dict(zip(SHAPES, (figures.PIXEL, "#E69F00", "#009E73", figures.LATENT, "#CC79A7"), strict=True))
+    colors = dict(zip(SHAPES, (style.RED, style.ORANGE, style.GREEN, style.BLUE, style.PURPLE), strict=True))
     for axis, key, title in zip(axes, ("seconds", "images", "step"),
                                 ("seconds, autoencoder counted", "pictures seen", "steps of training"), strict=True):
         for r in rows:
