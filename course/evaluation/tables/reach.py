@@ -70,6 +70,10 @@ class Study:
         self.configs = dict(zip(("latent", "pixel"), map(presets.PIPELINES.get, recipe.models), strict=True))
         self.settings = {arm: getattr(recipe, arm) for arm in self.configs}
         self.first = recipe.autoencoder
+        self.minutes = {f"pixel-{s}": plan.pixel_minutes for s in range(plan.pixel_seeds)}
+        for s in range(plan.latent_seeds):
+            self.minutes |= {f"autoencoder-{s}": plan.autoencoder_minutes, f"latent-{s}": plan.latent_minutes}
+        self.trained = dict.fromkeys(self.minutes, 0.0)         # what of each training is done
 
     def says(self, key: str, pipe, steps: int, sampler: str = "ddim") -> dict:
         def compute() -> dict:
@@ -82,7 +86,7 @@ class Study:
         return arms.second_stage(self.lesson, self.configs["pixel"], diffusion.pixel_batches(self.lesson.material.images), None,
                                  self.runs / f"pixel-{seed}", loop.Budget(minutes=self.plan.pixel_minutes),
                                  self.settings["pixel"], self.work.device, self.work.seed + seed,
-                                 watch=lambda state, _: self.tick(state, self.plan.pixel_minutes))
+                                 watch=lambda state, _: self.tick(f"pixel-{seed}", state["seconds"]))
 
     def pixel(self, seed: int) -> dict:
         pipe, state = self.pixel_model(seed)
@@ -95,7 +99,7 @@ class Study:
         plan, device, own = self.plan, self.work.device, self.work.seed + seed
         vae, first = arms.first_stage(self.lesson, self.configs["latent"].vae, self.runs / f"autoencoder-{seed}",
                                       loop.Budget(minutes=plan.autoencoder_minutes), device, own, settings=self.first,
-                                      watch=lambda state, _: self.tick(state, plan.autoencoder_minutes))
+                                      watch=lambda state, _: self.tick(f"autoencoder-{seed}", state["seconds"]))
         mean, std, scale, seconds = arms.encoded(self.lesson, vae, self.runs / f"latents-{seed}", device)
         vae.scaling_factor = scale
         config = replace(self.configs["latent"], vae=replace(self.configs["latent"].vae, scaling_factor=scale))
@@ -103,7 +107,7 @@ class Study:
 
         def watch(state: dict, average: dict) -> None:
             snapshots(state, average)
-            self.tick(state, plan.latent_minutes)
+            self.tick(f"latent-{seed}", state["seconds"])
         pipe, state = arms.second_stage(
             self.lesson, config, diffusion.latent_batches(mean, std, scale), vae, self.runs / f"latent-{seed}",
             loop.Budget(minutes=plan.latent_minutes), self.settings["latent"], device, own, watch=watch)
@@ -159,8 +163,12 @@ class Study:
         return {"arm": "few", "what": "each as fast as it can be at the mark", "mark": mark} | {
             f"{arm}_{key}": found[arm][key] for arm in found for key in ("sampler", "steps", "kid", "fd")}
 
-    def tick(self, state: dict, minutes: float) -> None:
-        self.work.progress(min(state["seconds"] / (60 * minutes), 1.0))
+    def tick(self, training: str, seconds: float) -> None:
+        """Say how far all trainings are together; those of which another process has kept the row are done."""
+        self.trained[training] = min(seconds / (60 * self.minutes[training]), 1.0)
+        kept = {path.stem for path in (self.work.folder / "rows").glob("*.json")}
+        share = {name: 1.0 if name.replace("autoencoder", "latent") in kept else part for name, part in self.trained.items()}
+        self.work.progress(sum(share[name] * minutes for name, minutes in self.minutes.items()) / sum(self.minutes.values()))
 
 
 def passes(config: "presets.PipelineConfig") -> int:
