@@ -1,6 +1,7 @@
 """The last hand on the pages: what Sphinx and the theme leave that a keyboard, a screen reader or a link checker trips over."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import words
@@ -55,15 +56,28 @@ def languages(page: str, text: str, language: str) -> str:
     return text
 
 
+def spoken(text: str, t: Callable[[str], str]) -> str:
+    """A page whose theme speaks the site's language: what its buttons show outside the text, and what is read out everywhere."""
+    parts = re.split(r"(<article\b.*?</article>)", text, flags=re.S)
+    for word in words.THEME:
+        shown, read = (re.compile(form.format(re.escape(word))) for form in (r">(\s*){}(\s*)<", r'(aria-label|title)="{}(["\s])'))
+        parts[::2] = [shown.sub(rf">\1{t(word)}\2<", part) for part in parts[::2]]
+        parts = [read.sub(rf'\1="{t(word)}\2', part) for part in parts]
+    return "".join(parts)
+
+
 def finish(app, error):
     if error or app.builder.format != "html":
         return
     names: dict[Path, set[str]] = {}
     out, language = Path(app.outdir), app.config.language
+    t = words.translator(language)
     for path in out.rglob("*.html"):
         page = path.relative_to(out).as_posix()
         if not {"_static", "_downloads", *words.LANGUAGES} & set(path.relative_to(out).parts):
             text = pruned(path, mended(path.read_text("utf-8")), names)
+            if language != "en":
+                text = spoken(text, t)
             path.write_text(languages(page, text, language), "utf-8")
 
 

@@ -22,10 +22,16 @@ DOCUMENTS = "All documents"
 ABOUT_DOCUMENTS = "The repository's own documents, as they stand there."
 FOLDED = {"solution": ("Show an answer", "Hide it"), "setup": ("Show the helpers for the figures", "Hide them")}
 
+# what Furo and MyST-NB have in English alone
+THEME = ("Next", "Previous", "On this page", "Contents", "Back to top", "Skip to content", "Menu", "Expand", "Light mode",
+         "Dark mode", "Auto light/dark, in light mode", "Auto light/dark, in dark mode", "Toggle site navigation sidebar",
+         "Toggle table of contents sidebar", "Toggle Light / Dark / Auto color theme", "Toggle navigation of",
+         "Link to this heading", "Link to this definition", "Toggle hidden content")
+
 
 def wanted() -> dict[str, str]:
     """Passage -> where it stands."""
-    labels = (CHAPTERS, ABOUT_CHAPTERS, DOCUMENTS, ABOUT_DOCUMENTS, *(word for pair in FOLDED.values() for word in pair))
+    labels = (CHAPTERS, ABOUT_CHAPTERS, DOCUMENTS, ABOUT_DOCUMENTS, *THEME, *(word for pair in FOLDED.values() for word in pair))
     found = {text: "labels" for text in labels}
     for path in sorted((HERE / "alt").glob("*.json")):
         for texts in json.loads(path.read_text("utf-8")).values():

@@ -194,3 +194,11 @@ def test_a_translated_document_is_korean_in_the_korean_site_and_stands_there_onc
         assert not theirs.article.get("lang"), name
         for what in ("pre", "table tr", "img", "h2"):
             assert len(ours.article.select(what)) == len(theirs.article.select(what)), (name, what)
+
+
+def test_the_theme_speaks_the_language_of_the_site(soups):
+    for page in (p for p in soups if p.startswith("ko/")):
+        said = [e[name] for e in soups[page].find_all(True) for name in ("aria-label", "title") if e.get(name)]
+        assert not [text for text in said if re.match("Toggle|Link to this", text)], page
+        for part in soups[page].select(".related-pages, .toc-title, .back-to-top, .skip-to-content"):
+            assert not re.search("Next|Previous|Contents|On this page|Back to|Skip", part.get_text().split("·")[0]), page
