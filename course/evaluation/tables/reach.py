@@ -224,17 +224,23 @@ def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
     if any(r["reached"] is None for r in latent):
         return INCONCLUSIVE, f"{sum(r['reached'] is None for r in latent)} of {len(latent)} latent arms never reached the mark"
     sooner = [r["ratio_seconds"] for r in latent]
-    told = (f"the mark is reached with {min(sooner):.0f} to {max(sooner):.0f} times less training, with the autoencoder's "
-            f"{min(r['ratio_with'] for r in latent):.1f} to {max(r['ratio_with'] for r in latent):.1f} (no more than "
-            f"{max(r['ceiling'] for r in latent):.1f} is possible); a guided picture of equal steps takes {faster:.1f} times "
-            f"less at 64 pixels, {costs[128]['ratio_best']:.1f} at 128")
+    told = (f"the mark is reached with {span(sooner, '.0f')} times less training, with the autoencoder's "
+            f"{span([r['ratio_with'] for r in latent], '.1f')} (no more than {max(r['ceiling'] for r in latent):.1f} is "
+            f"possible); a guided picture of equal steps takes {faster:.1f} times less at 64 pixels, "
+            f"{costs[128]['ratio_best']:.1f} at 128")
     if min(sooner) >= LESS_TRAINING and faster >= FASTER:
         return SUPPORTED, told
     best = max(r["ratio_about"] for r in latent)
     if best < LESS_TRAINING or faster < FASTER:
         failed = [what for what, bad in (("training", best < LESS_TRAINING), ("sampling", faster < FASTER)) if bad]
-        return CONTRADICTED, f"{' and '.join(failed)} fall short: {told}"
+        return CONTRADICTED, f"{' and '.join(failed)} {'fall' if len(failed) > 1 else 'falls'} short: {told}"
     return INCONCLUSIVE, told
+
+
+def span(values: list[float], form: str) -> str:
+    """From the least to the largest, as one figure where they are written alike."""
+    low, high = (format(f(values), form) for f in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def draw(path: Path, rows: list[dict]) -> None:
@@ -252,6 +258,9 @@ def draw(path: Path, rows: list[dict]) -> None:
                           color=figures.PIXEL, label="pixels, at their end" if r["seed"] == 0 else None)
             left.axhline(r["kid"], color=figures.PIXEL, lw=0.7, ls=":")
     left.set(xscale="log", xlabel="minutes of training, the autoencoder's not counted", title="KID-course, lower is better")
+    minutes = [m for m in (0.25, 0.5, 1, 2, 5, 10, 20, 40) if m >= left.get_xlim()[0]]
+    left.set_xticks(minutes, [f"{m:g}" for m in minutes])
+    left.minorticks_off()
     left.legend(fontsize=8)
     bars = []
     for r in rows:
@@ -260,9 +269,12 @@ def draw(path: Path, rows: list[dict]) -> None:
                      (f"{r['side']}: DDPM-1000\nagainst DDIM-50", r["ratio_historical"])]
         if r["arm"] == "few":
             bars.append(("64: each as fast\nas it can be", r["ratio_best"]))
-    right.barh([b[0] for b in bars], [b[1] for b in bars], color=figures.INK, height=0.6)
+    drawn_bars = right.barh([b[0] for b in bars], [b[1] for b in bars], color=figures.INK, height=0.6)
+    right.bar_label(drawn_bars, fmt="%.3g", padding=3, fontsize=8)
     right.axvline(FASTER, color=figures.PIXEL, lw=1, ls="--")
-    right.set(xscale="log", title="seconds of a picture, pixels / latents")
+    right.set(xscale="log", xlim=(1, 3 * max(b[1] for b in bars)), title="seconds of a picture, pixels / latents")
+    right.set_xticks([1, 5, FASTER, 100], ["1", "5", f"{FASTER}, the article's", "100"])
+    right.minorticks_off()
     right.tick_params(labelsize=8)
     right.invert_yaxis()
     figure.tight_layout()
