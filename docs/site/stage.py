@@ -22,7 +22,8 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 OTHER = re.compile(r"^\[(?:한국어|English)\]\(\S+\.md\)\n\n", re.M)       # each page of the site has a link to its other language
 TOCTREE = re.compile(r"^```\{toctree\}\n(.*?)^```$", re.M | re.S)
-FOLDERS = {"datasets": "datasets/README.md", "solutions": "chapters.md", "notebooks": "chapters.md", "docs": "index.md"}
+ELSEWHERE = {"datasets": "datasets/README.md", "solutions": "chapters.md", "notebooks": "chapters.md", "docs": "index.md",
+             "docs/tables/cpu/README.md": "tables.md"}         # what has a page of another name
 
 
 def stage(out: Path, language: str = "en") -> Path:
@@ -57,9 +58,9 @@ def document(path: Path, out: Path, language: str) -> None:
             return found[0]
         there = (path.parent / link).resolve()
         inside = there.relative_to(ROOT).as_posix() if there.is_relative_to(ROOT) else ""
-        if there.is_dir() and inside in FOLDERS:
+        if inside in ELSEWHERE:
             up = "../" * (len(path.relative_to(ROOT).parts) - 1)
-            return f"]({up}{FOLDERS[inside]})"
+            return f"]({up}{ELSEWHERE[inside]})"
         if there.is_dir() and inside:
             files = sorted(p for p in there.iterdir() if p.is_file())
             for file in files:
