@@ -5,6 +5,8 @@ LATENT, PIXEL = BLUE, RED                                       # wherever the t
 INK, FAINT = "#222222", "#999999"
 
 BARE = {"axes.spines.top": False, "axes.spines.right": False}
-PAGE = BARE | {"font.family": "DejaVu Sans", "font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}    # a file of its own
+CYCLE = f"cycler('color', {[BLUE, RED, GREEN, ORANGE, PURPLE, GREY]})"
+PAGE = BARE | {"axes.prop_cycle": CYCLE, "font.family": "DejaVu Sans", "font.size": 10, "axes.edgecolor": FAINT,
+               "text.color": INK}                               # a file of its own
 CHAPTER = BARE | {"figure.dpi": 90, "figure.constrained_layout.use": True, "legend.frameon": False, "axes.grid": True,
                   "grid.alpha": 0.3}

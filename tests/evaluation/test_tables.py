@@ -392,7 +392,7 @@ def kinds(order, other=None):
 def test_the_rule_of_the_audit():
     assert audit.rule(kinds({"a": 1, "b": 2, "c": 3}), CPU)[0] == SUPPORTED     # below 256 pictures it may be otherwise
     verdict, why = audit.rule(kinds({"a": 1, "b": 2, "c": 3}, {"a": 2, "b": 1, "c": 3}), CPU)
-    assert verdict == CONTRADICTED and "untrained rank otherwise" in why
+    assert verdict == CONTRADICTED and '"untrained" ranks otherwise' in why
     few = [{k: v for k, v in row.items() if "1024" not in k} for row in kinds({"a": 1, "b": 2})]
     assert audit.rule(few, CPU)[0] == INCONCLUSIVE
 

@@ -84,7 +84,7 @@ def rule(rows: list[dict], scale: Scale) -> tuple[str, str]:
     if not by_size and not by_extractor:
         return SUPPORTED, f"always {' < '.join(own)}{noticed}"
     said = ([f"at {', '.join(k.rsplit(', ', 1)[1] for k in by_size)} pictures the order is another"] if by_size else [])
-    said += [f"{name} rank otherwise" for name in by_extractor]
+    said += [f"the network \"{name}\" ranks otherwise" for name in by_extractor]
     return CONTRADICTED, "; ".join(said) + f"; the course's network with all pictures says {' < '.join(own)}{noticed}"
 
 
@@ -94,10 +94,12 @@ def draw(path: Path, rows: list[dict]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.3))
     for axis, name in zip(axes, names, strict=True):
         for row, mark in zip([r for r in rows if "apart" not in r], "osD^vP", strict=True):
-            points = sorted((int(k.rsplit(", ", 1)[1]), v) for k, v in row.items()
-                            if k.startswith(f"fd, {name}, ") and k.rsplit(", ", 1)[1].isdigit())
+            points = sorted((int(size), v) for k, v in row.items() for of, _, size in [k.rpartition(", ")]
+                            if of == f"fd, {name}" and size.isdigit())
             axis.plot(*zip(*points, strict=True), mark + "-", ms=4, lw=1, label=row["pictures"])
         axis.set(xscale="log", yscale="log", xlabel="pictures", title=f"FD, network: {name}")
+        axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%g"))
         axis.minorticks_off()
         axis.set_xticks([p for p, _ in points], [str(p) for p, _ in points], fontsize=8)
     axes[-1].legend(fontsize=7.5, bbox_to_anchor=(1, 1), loc="upper left")
