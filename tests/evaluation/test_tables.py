@@ -27,7 +27,7 @@ from course.evaluation.tables import (
     steps,
     zoo,
 )
-from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Work, claimed
+from course.evaluation.tables.table import CONTRADICTED, INCONCLUSIVE, SCALES, SUPPORTED, Column, Table, Work, claimed, make
 from course.training import recipes
 from tests.evaluation import networks
 
@@ -112,6 +112,16 @@ def test_unknown_tables_and_scales():
         tables.chosen("c,q")
     run = CliRunner().invoke(cli.app, ["tables", "C", "--scale", "huge"])
     assert isinstance(run.exception, UsageError) and "quick, cpu, gpu" in str(run.exception)
+
+
+def test_a_call_that_computes_nothing_keeps_what_was_said_of_the_run(tmp_path, monkeypatch):
+    table = Table("Z", "title", "claim", "never", (), lambda work: [work.once(key, lambda: {"x": 1}) for key in ("a", "b")],
+                  lambda rows, scale: (SUPPORTED, "so it is"), lambda path, rows: path.write_bytes(b"picture"))
+    first = make(table, Work(tmp_path, CPU))
+    monkeypatch.setattr("course.evaluation.tables.table.commit", lambda: "later")
+    assert make(table, Work(tmp_path, CPU)) == first
+    (tmp_path / "rows" / "b.json").unlink()
+    assert make(table, Work(tmp_path, CPU))["commit"] == "later"
 
 
 def test_a_row_is_kept_and_read_again(tmp_path):

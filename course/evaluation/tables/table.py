@@ -45,6 +45,7 @@ class Work:
     lpips: Path | None = None
     pictures: int | None = None            # behind each figure, where a table takes fewer than its scale has
     networks: dict[str, str] = field(default_factory=dict)     # what was measured with: name -> sha256
+    computed: int = 0                      # rows that this call has not found in their files
 
     def with_network(self, network):
         """Note that `network` measures this table's figures; returns it."""
@@ -57,6 +58,7 @@ class Work:
         if path.is_file():
             return json.loads(path.read_text("utf-8"))
         row = compute()
+        self.computed += 1
         files.write_json(path, row)
         return json.loads(path.read_text("utf-8"))             # the same numbers, whether computed or read
 
@@ -138,8 +140,12 @@ class Table:
 
 
 def make(table: Table, work: Work) -> dict:
-    """Measure, judge, draw; writes and returns what goes into the report: `table.json` and `figure.png` in the work's folder."""
-    begun = datetime.now(UTC)
+    """Measure, judge, draw; writes and returns what goes into the report: `table.json` and `figure.png` in the work's folder.
+
+    Where every row is there already, only verdict and figure are made anew: when, where and by which code stays as it was said.
+    """
+    begun, path = datetime.now(UTC), work.folder / "table.json"
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     rows = table.measure(work)
     parts = {part.key: part.measure(work, rows) for part in table.parts}
     verdict, why = ((INCONCLUSIVE, "the quick scale shows that everything runs; it measures nothing")
@@ -150,5 +156,7 @@ def make(table: Table, work: Work) -> dict:
               "n": work.pictures or work.scale.pictures, "seeds": work.scale.seeds, "seed": work.seed, "commit": commit(),
               "device": device_name(work.device), "networks": work.networks, "date": begun.date().isoformat(),
               "seconds": (datetime.now(UTC) - begun).total_seconds()}
-    files.write_json(work.folder / "table.json", result)
+    if not work.computed:
+        result |= {key: before[key] for key in ("commit", "device", "date", "seconds") if key in before}
+    files.write_json(path, result)
     return result
