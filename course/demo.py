@@ -272,4 +272,5 @@ def commit() -> str:
 def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{device}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{device}, {count} thread{'s' * (count != 1)}"
