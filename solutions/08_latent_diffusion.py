@@ -633,10 +633,8 @@ strip([samples[key][2:2 + SHOWN] for key in ("measured", "pixel")], ["\n".join(w
 # > figures appear nowhere in the paper. Its own are in the table; with the first stage (29 V100 days) the training
 # > ratio is 3.2.
 #
-# With hours in place of seconds the course's table J (`docs/tables/cpu`) trained three latent models and two pixel models at
-# 64 x 64, f = 8: after 2 minutes each latent model was better than the pixel models after 40, 20 times sooner; with the 3
-# minutes of its autoencoder counted, 8 times. A guided picture of equal steps took 11 times less. What matters is what one
-# counts.
+# With hours in place of seconds, table J (`docs/tables/cpu`): after 2 minutes latents were better than pixels after 40, 20
+# times sooner; with the 3 minutes of the autoencoder, 8 times. A guided picture of equal steps took 11 times less.
 #
 # Three reasons why our ratios need not be theirs. We compare at equal parameters on grids that differ by 64 in area;
 # ADM-G is another network of 608 million parameters and LDM-4-G one of 400 million, whose grids differ by 16. In deep
