@@ -18,7 +18,7 @@ PLAN = {"latent": [("ddim", n) for n in (5, 10, 20, 50, 100, 200)] + [
             (sampler, n) for sampler in ("ddpm", "euler", "heun", "dpmpp_2m", "unipc") for n in (5, 10, 20)],
         "pixel": [("ddim", n) for n in (5, 10, 20, 50)]}
 QUICK = {"latent": [("ddim", 1), ("heun", 1)], "pixel": [("ddim", 1)]}
-PICTURES = {"quick": 24, "cpu": 128, "gpu": 1_024}              # 85 steps of a pixel model on a CPU take ten seconds a picture
+PICTURES = {"quick": 24, "cpu": 128, "gpu": 1_024}              # 85 steps of a pixel model on a CPU take five seconds a picture
 MODELS = {"latent": "scenes64", "pixel": "scenes64-pixel"}
 
 
