@@ -217,9 +217,15 @@ def _curve(plt, axis, title: str, minutes: list[float], values: list[float], col
     axis.set_xlabel("minutes of training"), axis.set_title(title, fontsize=10.5)
     if logarithmic:
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%.3g"))
-        axis.yaxis.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
+        plain_ticks(plt, axis.yaxis, "%.3g")
+
+
+def plain_ticks(plt, side, form: str = "%g") -> None:
+    """Write 1, 2, 5, 10, ... at a logarithmic side of a plot (axis.xaxis or axis.yaxis), no powers of ten."""
+    ticker = plt.matplotlib.ticker
+    side.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    side.set_major_formatter(ticker.FormatStrFormatter(form))
+    side.set_minor_formatter(ticker.NullFormatter())
 
 
 def write(plt, figure, path: Path, colors: int | None = None) -> None:

@@ -6,6 +6,7 @@ when its KID lies below the pixel arm's by their intervals. Its seconds are thos
 the true one, never earlier; they are given with and without the autoencoder's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class Study:
         return arms.second_stage(self.lesson, self.configs["pixel"], diffusion.pixel_batches(self.lesson.material.images), None,
                                  self.runs / f"pixel-{seed}", loop.Budget(minutes=self.plan.pixel_minutes),
                                  self.settings["pixel"], self.work.device, self.work.seed + seed,
-                                 watch=lambda state, _: self.tick(f"pixel-{seed}", state["seconds"]))
+                                 watch=self.watch(f"pixel-{seed}"))
 
     def pixel(self, seed: int) -> dict:
         pipe, state = self.pixel_model(seed)
@@ -99,15 +100,15 @@ class Study:
         plan, device, own = self.plan, self.work.device, self.work.seed + seed
         vae, first = arms.first_stage(self.lesson, self.configs["latent"].vae, self.runs / f"autoencoder-{seed}",
                                       loop.Budget(minutes=plan.autoencoder_minutes), device, own, settings=self.first,
-                                      watch=lambda state, _: self.tick(f"autoencoder-{seed}", state["seconds"]))
+                                      watch=self.watch(f"autoencoder-{seed}"))
         mean, std, scale, seconds = arms.encoded(self.lesson, vae, self.runs / f"latents-{seed}", device)
         vae.scaling_factor = scale
         config = replace(self.configs["latent"], vae=replace(self.configs["latent"].vae, scaling_factor=scale))
-        snapshots = arms.Snapshots(self.runs / f"latent-{seed}", plan.moments)
+        snapshots, tick = arms.Snapshots(self.runs / f"latent-{seed}", plan.moments), self.watch(f"latent-{seed}")
 
         def watch(state: dict, average: dict) -> None:
             snapshots(state, average)
-            self.tick(f"latent-{seed}", state["seconds"])
+            tick(state, average)
         pipe, state = arms.second_stage(
             self.lesson, config, diffusion.latent_batches(mean, std, scale), vae, self.runs / f"latent-{seed}",
             loop.Budget(minutes=plan.latent_minutes), self.settings["latent"], device, own, watch=watch)
@@ -163,12 +164,17 @@ class Study:
         return {"arm": "few", "what": "each as fast as it can be at the mark", "mark": mark} | {
             f"{arm}_{key}": found[arm][key] for arm in found for key in ("sampler", "steps", "kid", "fd")}
 
-    def tick(self, training: str, seconds: float) -> None:
-        """Say how far all trainings are together; those of which another process has kept the row are done."""
-        self.trained[training] = min(seconds / (60 * self.minutes[training]), 1.0)
+    def watch(self, training: str) -> Callable[[dict, dict], None]:
+        """What `loop.fit` calls after a step: says how far all trainings are together. Those whose rows are kept are done, also
+        another process's; it is looked for as each training begins, not after each of its steps."""
         kept = {path.stem for path in (self.work.folder / "rows").glob("*.json")}
-        share = {name: 1.0 if name.replace("autoencoder", "latent") in kept else part for name, part in self.trained.items()}
-        self.work.progress(sum(share[name] * minutes for name, minutes in self.minutes.items()) / sum(self.minutes.values()))
+        self.trained |= {name: 1.0 for name in self.minutes if name.replace("autoencoder", "latent") in kept}
+
+        def tick(state: dict, _: dict) -> None:
+            self.trained[training] = min(state["seconds"] / (60 * self.minutes[training]), 1.0)
+            self.work.progress(sum(self.trained[name] * minutes for name, minutes in self.minutes.items())
+                               / sum(self.minutes.values()))
+        return tick
 
 
 def passes(config: "presets.PipelineConfig") -> int:

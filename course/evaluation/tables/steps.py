@@ -87,10 +87,8 @@ def draw(path: Path, rows: list[dict]) -> None:
     floor = next(r["fd"] for r in rows if r["arm"] not in MODELS)
     axis.axhline(floor, color=figures.FAINT, ls=":", label="the pictures themselves")
     axis.set(xscale="log", yscale="log", xlabel="milliseconds a picture, decoding included", ylabel="FD-course")
-    for scale in (axis.xaxis, axis.yaxis):
-        scale.set_major_locator(plt.matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-        scale.set_major_formatter(plt.matplotlib.ticker.FormatStrFormatter("%g"))
-        scale.set_minor_formatter(plt.matplotlib.ticker.NullFormatter())
+    for side in (axis.xaxis, axis.yaxis):
+        figures.plain_ticks(plt, side)
     axis.legend(fontsize=7.5, bbox_to_anchor=(1, 1), loc="upper left")
     figure.tight_layout()
     figures.write(plt, figure, path)
